@@ -1,0 +1,1 @@
+"""How a model is adapted: the method contract, wrapping through PEFT, resizing, export."""

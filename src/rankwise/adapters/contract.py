@@ -61,7 +61,9 @@ class AdapterConfig(MethodConfig, ABC):
         description="adapter parameters when training ends: '0.5%' of the base model's parameters, 'r=4' (what uniform "
         "LoRA of rank 4 costs), '200k' parameters, or '144 ranks' in total",
     )
-    scaling: float = Field(default=2.0, gt=0, description="alpha / rank, the same for every module, kept when ranks change")
+    scaling: float = Field(
+        default=2.0, gt=0, description="alpha / rank, the same for every module, kept when ranks change"
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapter's input")
     target_modules: tuple[str, ...] | None = Field(
         default=None,

@@ -1,0 +1,1 @@
+"""Where rank goes: signals, schedules, budgets. Pure functions, no modules, no I/O."""

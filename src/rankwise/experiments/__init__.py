@@ -1,0 +1,1 @@
+"""Run configs, the runner, the store, statistics, tables and plots."""

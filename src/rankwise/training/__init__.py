@@ -1,0 +1,1 @@
+"""The Transformers Trainer, driven by methods: nothing else trains."""

@@ -1,0 +1,141 @@
+"""Which matrices are adapted, how they are wrapped through PEFT, and how their parameters are counted."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rankwise.errors import ModelError
+from rankwise.registry import did_you_mean
+
+ADAPTER = "default"
+NEW_MODULES = "_rankwise_new_modules"
+"""Attribute on a base model: names of modules the loader had to initialise (the task head), which are trained whole."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight matrix that can carry an adapter; one rank costs `in_features + out_features` parameters."""
+
+    name: str
+    in_features: int
+    out_features: int
+
+    @property
+    def cost(self) -> int:
+        """Parameters per rank."""
+        return self.in_features + self.out_features
+
+    @property
+    def full_rank(self) -> int:
+        """No adapter of this matrix is worth more rank than this."""
+        return min(self.in_features, self.out_features)
+
+
+def base_parameter_count(model: nn.Module) -> int:
+    """Parameters of the base model, task head excluded (what a percentage budget refers to)."""
+    head = tuple(f"{name}." for name in head_modules(model))
+    return sum(p.numel() for name, p in model.named_parameters() if not (f"{name}.").startswith(head))
+
+
+def head_modules(model: nn.Module) -> tuple[str, ...]:
+    """Top-level modules trained whole beside the adapter: those the loader initialised, else the usual heads."""
+    known = getattr(model, NEW_MODULES, None)
+    if known is not None:
+        return tuple(known)
+    return tuple(name for name, _ in model.named_children() if name in ("classifier", "score"))
+
+
+def find_matrices(model: nn.Module, target_modules: Sequence[str] | None = None) -> dict[str, Matrix]:
+    """The matrices to adapt, by full name, in model order.
+
+    Without `target_modules`: every linear layer inside the repeated blocks of the network (a module under a numbered
+    list), so neither embeddings, pooler nor head. With it: the linear layers whose name is, or ends with, one of the
+    entries (`query`, `attention.self.query`, or a full name).
+
+    Raises:
+        ModelError: nothing matches; lists what could have been adapted.
+    """
+    head = tuple(f"{name}." for name in head_modules(model))
+    linear = {
+        name: Matrix(name, *_shape(module))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not f"{name}.".startswith(head or ("\0",))
+    }
+    if target_modules is None:
+        found = {name: m for name, m in linear.items() if any(part.isdigit() for part in name.split("."))}
+        if not found:
+            raise ModelError(
+                f"{type(model).__name__} has no linear layers inside repeated blocks to adapt; name them with "
+                f"target_modules. Linear layers: {_endings(linear) or 'none'}"
+            )
+        return found
+    found = {name: m for name, m in linear.items() if any(_names(name, t) for t in target_modules)}
+    unmatched = [t for t in target_modules if not any(_names(name, t) for name in linear)]
+    if unmatched:
+        known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        raise ModelError(
+            f"target_modules: '{unmatched[0]}' matches no linear layer of {type(model).__name__}"
+            f"{did_you_mean(unmatched[0], known)} Linear layers: {_endings(linear) or 'none'}"
+        )
+    return found
+
+
+def attach_lora(
+    model: nn.Module,
+    matrices: Iterable[str],
+    *,
+    config: LoraConfig,
+) -> PeftModel:
+    """Wrap exactly `matrices` with PEFT, keep the head trainable and freeze the rest.
+
+    Raises:
+        ModelError: the model carries adapters already, or PEFT adapted another set of matrices.
+    """
+    if isinstance(model, PeftModel) or any(isinstance(m, LoraLayer) for m in model.modules()):
+        raise ModelError(f"{type(model).__name__} carries adapters already; load the base model afresh")
+    wanted = list(matrices)
+    config.target_modules = wanted
+    config.modules_to_save = list(head_modules(model)) or None
+    config.task_type = task_type(model)
+    peft_model = get_peft_model(model, config, adapter_name=ADAPTER)
+    adapted = set(adapted_layers(peft_model))
+    if adapted != set(wanted):
+        odd = sorted(adapted ^ set(wanted))
+        raise ModelError(f"PEFT adapted another set of matrices than asked for; first difference: {odd[0]}")
+    return peft_model
+
+
+def adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """Full name in the base model -> the PEFT layer that adapts it, in model order."""
+    root = model.base_model.model if isinstance(model, PeftModel) else model
+    return {name: module for name, module in root.named_modules() if isinstance(module, LoraLayer)}
+
+
+def task_type(model: nn.Module) -> TaskType | None:
+    """PEFT's task type for a Transformers model class, None where PEFT has no special class."""
+    endings: Mapping[str, TaskType] = {
+        "ForSequenceClassification": TaskType.SEQ_CLS,
+        "ForCausalLM": TaskType.CAUSAL_LM,
+        "LMHeadModel": TaskType.CAUSAL_LM,
+        "ForTokenClassification": TaskType.TOKEN_CLS,
+        "ForQuestionAnswering": TaskType.QUESTION_ANS,
+    }
+    return next((kind for ending, kind in endings.items() if type(model).__name__.endswith(ending)), None)
+
+
+def _shape(module: nn.Linear | Conv1D) -> tuple[int, int]:
+    if isinstance(module, Conv1D):
+        return int(module.nx), int(module.nf)
+    return module.in_features, module.out_features
+
+
+def _names(full: str, target: str) -> bool:
+    return full == target or full.endswith(f".{target}")
+
+
+def _endings(linear: Mapping[str, Matrix]) -> str:
+    return ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))

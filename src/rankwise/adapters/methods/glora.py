@@ -1,0 +1,200 @@
+"""GLoRA: gradient-norm aware rank allocation.
+
+Every matrix starts at uniform rank. Over the first `warmup` steps an exponential moving average of each matrix's
+gradient norm is kept,
+
+    g_k ← β·g_k + (1 - β)·‖∂L/∂·_k‖_F,
+
+then ranks are handed out once in proportion to g_k at exactly the same budget (largest remainder, with a floor and a
+cap), the living adapters are resized without changing what they compute more than they must, and training goes on.
+
+`signal` says which gradient is meant (see `allocation.signals`): the norm of ∂L/∂B as the idea was first written
+down (`record`), the estimate of ‖∂L/∂W‖ that makes matrices of different shapes comparable (`estimate`), the norm of
+the averaged gradient, which ignores mini-batch noise (`norm_of_mean`), or ‖∂L/∂W‖ itself (`exact`; costs a weight
+gradient per matrix while the warm-up lasts). Gradients are read where the optimizer reads them, after accumulation
+and clipping. PEFT ships an unrelated method of the same name (arXiv 2306.07967).
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, final
+
+import torch
+from pydantic import AfterValidator, Field
+from torch import Tensor, nn
+
+from rankwise.adapters.attach import ADAPTER, adapted_layers
+from rankwise.adapters.contract import METHODS, AdapterConfig, Resize
+from rankwise.adapters.lora_method import LoraMethod
+from rankwise.allocation.budget import allocate, spent
+from rankwise.allocation.schedules import Length, in_steps
+from rankwise.allocation.signals import SIGNALS, Factors, estimate_divisors, gradient_norms, weight_gradient
+from rankwise.errors import AllocationError, BudgetError, ConfigError, Finding
+
+
+def known_signal(name: str) -> str:
+    """`name` if a signal of that name is registered.
+
+    Raises:
+        ValueError: there is none; says which there are.
+    """
+    if name not in SIGNALS:
+        raise ValueError(SIGNALS.explain(name))
+    return name
+
+
+@METHODS.register("glora")
+class GloraConfig(AdapterConfig):
+    """Gradient-norm aware rank allocation, once, after a warm-up."""
+
+    name: Literal["glora"] = "glora"
+    signal: Annotated[str, AfterValidator(known_signal)] = Field(
+        default="estimate",
+        description="which gradient norm decides: `record` (as first written down), `estimate`, `norm_of_mean` or `exact`",
+    )
+    warmup: Length = Field(
+        default=0.1, description="when ranks are reallocated: a step (int), or a fraction of all steps (0 to 1)"
+    )
+    beta: float = Field(
+        default=0.9, ge=0, lt=1, description="decay of the moving average (window 1 / (1 - beta) steps)"
+    )
+    floor: int = Field(default=1, ge=0, description="smallest rank a matrix may get; 0 lets adapters be taken off")
+    cap: int | None = Field(default=None, ge=1, description="largest rank a matrix may get (default: its full rank)")
+
+    def build(self, model: nn.Module, *, total_steps: int, seed: int) -> "Glora":
+        """Wrap the model at uniform rank and plan one reallocation.
+
+        Raises:
+            ConfigError: the warm-up would not end before training does.
+        """
+        step = in_steps(self.warmup, total_steps)
+        if step >= total_steps:
+            message = (
+                f"{self.warmup} is step {step} of {total_steps}, so ranks would never be reallocated; "
+                f"use at most {total_steps - 1}, or a fraction such as 0.1"
+            )
+            raise ConfigError("glora", [Finding("method.warmup", message)])
+        return Glora(model, self, reallocate_at=step, seed=seed)
+
+
+@final
+class Glora(LoraMethod):
+    """Listens to gradients until `reallocate_at`, then asks for one resize."""
+
+    def __init__(self, model: nn.Module, config: GloraConfig, *, reallocate_at: int, seed: int) -> None:
+        super().__init__(model, config, seed=seed)
+        self.config = config
+        self.signal = SIGNALS[config.signal]
+        self.reallocate_at = reallocate_at
+        self.allocated = False
+        self.average: list[Tensor] = []  # one tensor (matrices,), or with average_first one (out, rank) per matrix
+        self._weight_gradients: dict[str, Tensor] = {}
+        self._hooks = self._listen() if self.signal.exact else []
+        self._check_bounds()
+
+    def before_optimizer_step(self, step: int) -> None:
+        """Take this step's gradients into the moving average."""
+        if self.allocated:
+            return
+        factors = self._factors()
+        if self.signal.exact:
+            values = [torch.stack(torch._foreach_norm([self._weight_gradients.pop(n) for n in self.matrices]))]
+        elif self.signal.average_first:
+            values = [f.b_grad.clone() for f in factors]
+        else:
+            values = [gradient_norms(factors, estimate=self.signal.estimate)]
+        if not self.average:
+            self.average = [torch.zeros_like(v) for v in values]
+        torch._foreach_lerp_(self.average, values, 1 - self.config.beta)
+
+    def after_optimizer_step(self, step: int) -> Resize | None:
+        """At the end of the warm-up, ask for the new ranks."""
+        if self.allocated or step < self.reallocate_at:
+            return None
+        scores = self.scores(step)
+        self.average = []
+        self._stop_listening()
+        return Resize(self.allocate(scores), scores)
+
+    def scores(self, step: int) -> dict[str, float]:
+        """Importance per matrix, in units of a gradient norm: the moving average, corrected for its start at zero."""
+        correction = 1 - self.config.beta**step
+        if self.signal.average_first:
+            norms = torch.stack(torch._foreach_norm(self.average)) / estimate_divisors(self._factors())
+        else:
+            norms = self.average[0]
+        return dict(zip(self.matrices, (norms / correction).tolist(), strict=True))
+
+    def allocate(self, scores: Mapping[str, float]) -> dict[str, int]:
+        """Ranks in proportion to `scores` at exactly the budget."""
+        return allocate(scores, self.costs, self.target, floor=self.config.floor, cap=self._caps())
+
+    def check_finished(self, step: int) -> None:
+        """Ranks were reallocated and the budget is spent to the last parameter."""
+        if not self.allocated:
+            raise AllocationError(
+                f"glora never reallocated: it was to do so after step {self.reallocate_at} and saw {step} steps"
+            )
+        ranks = self.rank_pattern()
+        total = sum(ranks.values()) if self.target.unit == "ranks" else spent(ranks, self.costs)
+        if total != self.target.total:
+            raise AllocationError(f"glora ended at {total:,} {self.target.unit}, its budget is {self.target.total:,}")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights, the moving average and whether ranks were reallocated already."""
+        memory = {f"rankwise.average.{i}": t.clone() for i, t in enumerate(self.average)}
+        return super().state_dict() | memory | {"rankwise.allocated": torch.tensor(self.allocated)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up weights, ranks and the moving average."""
+        super().load_state_dict(state)
+        self.allocated = bool(state["rankwise.allocated"])
+        count = sum(key.startswith("rankwise.average.") for key in state)
+        self.average = [state[f"rankwise.average.{i}"].clone() for i in range(count)]
+        if self.allocated:
+            self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self.allocated, self._hooks, self._weight_gradients = True, [], {}
+
+    def _factors(self) -> list[Factors]:
+        layers = adapted_layers(self.model)
+        found = []
+        for name in self.matrices:
+            layer = layers[name]
+            gradient = layer.lora_B[ADAPTER].weight.grad
+            if gradient is None:
+                raise AllocationError(f"{name}: lora_B has no gradient; is this part of the model used in training?")
+            found.append(Factors(layer.lora_A[ADAPTER].weight.detach(), gradient, layer.scaling[ADAPTER]))
+        return found
+
+    def _caps(self) -> dict[str, int]:
+        limit = self.config.cap
+        return {n: m.full_rank if limit is None else min(limit, m.full_rank) for n, m in self.matrices.items()}
+
+    def _check_bounds(self) -> None:
+        """Fail before training, not at the end of the warm-up, if floor and cap cannot meet the budget."""
+        try:
+            self.allocate(dict.fromkeys(self.matrices, 1.0))
+        except BudgetError as error:
+            raise ConfigError("glora", [Finding("method.floor, method.cap", str(error))]) from error
+
+    def _listen(self) -> list[Any]:
+        """Sum every matrix's weight gradient over the micro-batches of a step."""
+
+        def hook(name: str, layer_input: Tensor, gradient: Tensor) -> None:
+            full = weight_gradient(layer_input.to(gradient.dtype), gradient.detach())
+            known = self._weight_gradients.get(name)
+            self._weight_gradients[name] = full if known is None else known + full
+
+        def forward_hook(name: str) -> Any:  # noqa: ANN401 - the signature is torch's
+            def on_forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+                if output.requires_grad and module.training:
+                    layer_input = args[0].detach()
+                    output.register_hook(lambda gradient: hook(name, layer_input, gradient))
+
+            return on_forward
+
+        layers = adapted_layers(self.model)
+        return [layers[name].register_forward_hook(forward_hook(name)) for name in self.matrices]

@@ -1,0 +1,184 @@
+"""Changing the rank of a living adapter without changing what it computes more than it must.
+
+Growing is exact: new rows of `lora_A` are drawn as PEFT draws them, new columns of `lora_B` are zero. Shrinking keeps
+the best approximation of `B A` of the new rank (Eckart & Young 1936). Both are linear maps on the rank dimension,
+`A' = N A` and `B' = B M`, so the optimizer's moments can follow:
+
+    ∂L/∂A' = Mᵀ ∂L/∂A     and     ∂L/∂B' = ∂L/∂B Nᵀ         (because W = s·B A ≈ s·B' A')
+
+First moments are mapped like the gradients. Second moments are mapped with the squared entries of the maps, which
+drops the correlation between components (the same diagonal view that Adam takes). New components start with a first
+moment of zero and the average second moment of the old ones: with a second moment of zero a parameter that
+joins late moves about six times too far, because Adam's bias correction has faded by then.
+
+Scaling (alpha / rank) stays what it was: alpha moves with the rank.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from rankwise.adapters.attach import ADAPTER, adapted_layers
+from rankwise.adapters.contract import generator_for
+from rankwise.adapters.patterns import write_patterns
+from rankwise.errors import AllocationError
+
+LINEAR_STATES = ("exp_avg", "momentum_buffer")
+SQUARED_STATES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
+
+
+class OptimizerLike(Protocol):
+    """What a resize needs of an optimizer (torch's, or Accelerate's wrapper of it)."""
+
+    @property
+    def param_groups(self) -> list[dict[str, list[nn.Parameter]]]:
+        """Groups of parameters."""
+
+    @property
+    def state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
+        """State per parameter."""
+
+
+@dataclass(frozen=True)
+class RankMap:
+    """The linear maps of a resize. `rows` N: (new, old) acts on `lora_A`; `columns` M: (old, new) acts on `lora_B`.
+
+    `fresh` new components are appended after the mapped ones.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    fresh: int = 0
+
+
+def shrink_map(lora_a: Tensor, lora_b: Tensor, rank: int) -> RankMap:
+    """The map to the best rank-`rank` approximation of `lora_b @ lora_a`.
+
+    QR of both factors reduces the SVD to r x r: with B = Q_b R_b, Aᵀ = Q_a R_a and R_b R_aᵀ = U S Wᵀ, keeping the leading
+    right directions W_k gives N = c·W_kᵀ R_a⁻ᵀ and M = R_aᵀ W_k / c, and M N is the projector that truncates the SVD.
+    `c` is the root-mean-square singular value of A, so that the new A has the size the old one had.
+
+    Args:
+        lora_a: (old, in), of full row rank (it is drawn at random, so it is).
+        lora_b: (out, old).
+        rank: new rank, below old.
+    """
+    a, b = lora_a.double(), lora_b.double()
+    r_a = torch.linalg.qr(a.T, mode="r").R
+    r_b = torch.linalg.qr(b, mode="r").R
+    w = torch.linalg.svd(r_b @ r_a.T).Vh[:rank].T
+    size = a.norm() / math.sqrt(a.shape[0])
+    rows = torch.linalg.solve(r_a, w).T * size
+    columns = r_a.T @ w / size
+    return RankMap(rows.to(lora_a.dtype), columns.to(lora_b.dtype))
+
+
+def grow_map(old: int, rank: int, like: Tensor) -> RankMap:
+    """The map that keeps `old` components and appends `rank - old` fresh ones."""
+    identity = torch.eye(old, dtype=like.dtype, device=like.device)
+    return RankMap(identity, identity, fresh=rank - old)
+
+
+def apply_resize(
+    model: PeftModel,
+    ranks: Mapping[str, int],
+    *,
+    optimizer: OptimizerLike | None = None,
+    seed: int = 0,
+    step: int = 0,
+) -> None:
+    """Give every named module its new rank, carry the optimizer's moments over, and keep PEFT's config true.
+
+    Rank 0 takes the adapter off the module. Modules that are not named, or keep their rank, are not touched.
+
+    Raises:
+        AllocationError: a module carries no adapter to resize, or the optimizer keeps a state that cannot follow.
+    """
+    layers = adapted_layers(model)
+    for index, (name, rank) in enumerate(ranks.items()):
+        if name not in layers:
+            if rank == 0:
+                continue
+            raise AllocationError(f"cannot give rank {rank} to {name}: it carries no adapter (any more)")
+        layer = layers[name]
+        if rank == layer.r[ADAPTER]:
+            continue
+        if rank == 0:
+            _remove(model, name, layer, optimizer)
+        else:
+            resize_layer(layer, rank, optimizer=optimizer, generator=generator_for(seed, step, index))
+    write_patterns(model)
+
+
+@torch.no_grad()
+def resize_layer(
+    layer: LoraLayer, rank: int, *, optimizer: OptimizerLike | None = None, generator: torch.Generator
+) -> None:
+    """Give one PEFT LoRA layer another rank (>= 1); new Parameters take the old ones' places in the optimizer."""
+    linear_a, linear_b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+    old_a, old_b = linear_a.weight, linear_b.weight
+    old = old_a.shape[0]
+    rank_map = shrink_map(old_a, old_b, rank) if rank < old else grow_map(old, rank, old_a)
+    bound = 1 / math.sqrt(old_a.shape[1])  # kaiming_uniform(a=√5), PEFT's init of lora_A: Var = 1 / (3·in)
+    fresh = torch.empty(rank_map.fresh, old_a.shape[1]).uniform_(-bound, bound, generator=generator)
+    new_a = nn.Parameter(torch.cat([rank_map.rows @ old_a, fresh.to(old_a)]))
+    new_b = nn.Parameter(torch.cat([old_b @ rank_map.columns, old_b.new_zeros(old_b.shape[0], rank_map.fresh)], 1))
+    if optimizer is not None:
+        _move_state(optimizer, old_a, new_a, rank_map.columns.T, rank_map.fresh, dim=0)
+        _move_state(optimizer, old_b, new_b, rank_map.rows.T, rank_map.fresh, dim=1)
+    linear_a.weight, linear_b.weight = new_a, new_b
+    linear_a.out_features = linear_b.in_features = rank
+    layer.r[ADAPTER] = rank
+    layer.lora_alpha[ADAPTER] = layer.scaling[ADAPTER] * rank
+
+
+def _move_state(
+    optimizer: OptimizerLike, old: nn.Parameter, new: nn.Parameter, linear: Tensor, fresh: int, *, dim: int
+) -> None:
+    """Put `new` where `old` was. `linear` maps the gradient: `linear @ g` for dim 0, `g @ linear` for dim 1."""
+    for group in optimizer.param_groups:
+        group["params"] = [new if p is old else p for p in group["params"]]
+    state = optimizer.state.pop(old, None)
+    if not state:
+        return
+    moved: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if not torch.is_tensor(value) or value.numel() <= 1:
+            moved[key] = value
+        elif key in LINEAR_STATES and value.shape == old.shape:
+            mapped = linear @ value if dim == 0 else value @ linear
+            moved[key] = _append(mapped, torch.zeros_like(mapped).mean(dim, keepdim=True), fresh, dim)
+        elif key in SQUARED_STATES and value.shape == old.shape:
+            square = linear**2
+            mapped = square @ value if dim == 0 else value @ square
+            moved[key] = _append(mapped, value.mean(dim, keepdim=True), fresh, dim)
+        else:
+            raise AllocationError(
+                f"the optimizer keeps a state '{key}' of shape {tuple(value.shape)} that cannot follow a resize; "
+                "use AdamW, Adam, SGD, RMSprop or Adagrad"
+            )
+    optimizer.state[new] = moved
+
+
+def _append(mapped: Tensor, filler: Tensor, fresh: int, dim: int) -> Tensor:
+    repeats = [fresh, 1] if dim == 0 else [1, fresh]
+    return torch.cat([mapped, filler.repeat(*repeats)], dim)
+
+
+def _remove(model: PeftModel, name: str, layer: LoraLayer, optimizer: OptimizerLike | None) -> None:
+    """Take the adapter off a module: the base layer takes the wrapper's place."""
+    parent_name, _, leaf = name.rpartition(".")
+    setattr(model.base_model.model.get_submodule(parent_name), leaf, layer.get_base_layer())
+    if optimizer is None:
+        return
+    gone = {id(p) for p in layer.parameters() if p.requires_grad}
+    for group in optimizer.param_groups:
+        for parameter in [p for p in group["params"] if id(p) in gone]:
+            optimizer.state.pop(parameter, None)
+        group["params"] = [p for p in group["params"] if id(p) not in gone]

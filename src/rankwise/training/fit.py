@@ -1,0 +1,140 @@
+"""One training run: a method, encoded data and settings in; timings, losses and predictions out."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from transformers import DataCollatorWithPadding, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from rankwise.adapters.contract import Method
+from rankwise.allocation.schedules import in_steps
+from rankwise.training.callback import RankEvent, RankwiseCallback
+from rankwise.training.trainer import RankwiseTrainer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a run is trained; every number is final (steps, not fractions of unknown data)."""
+
+    total_steps: int
+    batch_size: int
+    gradient_accumulation_steps: int
+    learning_rate: float
+    weight_decay: float
+    warmup: int | float
+    schedule: Literal["linear", "cosine", "constant"]
+    max_grad_norm: float
+    gradient_checkpointing: bool
+    precision: Literal["fp32", "bf16"]
+    evaluation_batch_size: int
+    seed: int
+    save_every: int | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training and evaluation gave. Logits are (examples, labels); `eval_losses` are task losses per split."""
+
+    train_seconds: float
+    losses: list[tuple[int, float]]
+    trace: list[RankEvent]
+    logits: dict[str, np.ndarray]
+    references: dict[str, np.ndarray]
+    eval_losses: dict[str, float]
+
+
+class _StepReport(TrainerCallback):  # type: ignore[misc]
+    """Tells a progress display about every optimizer step."""
+
+    def __init__(self, report: Callable[[int, float | None], None], trainer: RankwiseTrainer) -> None:
+        self._report, self._trainer = report, trainer
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """One more step is done."""
+        losses = self._trainer.losses
+        self._report(state.global_step, losses[-1][1] if losses else None)
+
+
+def fit(
+    method: Method,
+    tokenizer: "PreTrainedTokenizerBase",
+    train: "Dataset",
+    validation: "Mapping[str, Dataset]",
+    settings: FitSettings,
+    *,
+    work_dir: Path,
+    on_step: Callable[[int, float | None], None] | None = None,
+    on_event: Callable[[RankEvent], None] | None = None,
+) -> Fitted:
+    """Train, then predict every validation split once. Resumes from a checkpoint in `work_dir` if there is one.
+
+    Raises:
+        TrainingError: the loss is not finite, or trainer and method disagree.
+        AllocationError: the method did not do what it promised.
+    """
+    driver = RankwiseCallback(method, total_steps=settings.total_steps, seed=settings.seed, on_event=on_event)
+    trainer = RankwiseTrainer(
+        method=method,
+        args=training_arguments(settings, work_dir),
+        train_dataset=train,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[driver],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if on_step is not None:
+        trainer.add_callback(_StepReport(on_step, trainer))
+    checkpoint = get_last_checkpoint(str(work_dir)) if settings.save_every and work_dir.is_dir() else None
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - started
+    logits, references, eval_losses = {}, {}, {}
+    for name, data in validation.items():
+        output = trainer.predict(data, metric_key_prefix="eval")
+        logits[name], references[name] = np.asarray(output.predictions), np.asarray(output.label_ids)
+        eval_losses[name] = float(output.metrics["eval_loss"])
+    return Fitted(seconds, trainer.losses, driver.trace, logits, references, eval_losses)
+
+
+def training_arguments(settings: FitSettings, work_dir: Path) -> TrainingArguments:
+    """The Trainer's arguments for `settings`; nothing is logged, evaluated or uploaded by the Trainer itself."""
+    return TrainingArguments(
+        output_dir=str(work_dir),
+        max_steps=settings.total_steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.evaluation_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=0 if settings.warmup == 0 else in_steps(settings.warmup, settings.total_steps),
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        max_grad_norm=settings.max_grad_norm,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        bf16=settings.precision == "bf16",
+        seed=settings.seed,
+        save_strategy="steps" if settings.save_every else "no",
+        save_steps=settings.save_every or 500,
+        save_total_limit=2,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        label_names=["labels"],
+    )

