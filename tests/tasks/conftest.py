@@ -1,0 +1,22 @@
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def glue_folder():
+    """The local GLUE copy that RANKWISE_DATA points at."""
+    folder = os.environ.get("RANKWISE_DATA")
+    if not folder or not (Path(folder) / "glue" / "manifest.json").is_file():
+        pytest.skip("RANKWISE_DATA does not point at a folder with glue/manifest.json")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def docstrings_cache(tmp_path_factory):
+    """One cache folder for the whole session, so that the docstrings task is built once."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANKWISE_CACHE", str(folder))
+        yield folder
