@@ -28,3 +28,19 @@ def _no_network(monkeypatch):
         return real(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A tiny random BERT on disk."""
+    from tiny_files import write_model
+
+    return write_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory):
+    """A small CSV with the columns `sentence` and `verdict`."""
+    from tiny_files import write_data
+
+    return write_data(tmp_path_factory.mktemp("data") / "tiny.csv")

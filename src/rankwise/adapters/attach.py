@@ -1,8 +1,10 @@
 """Which matrices are adapted, how they are wrapped through PEFT, and how their parameters are counted."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -57,8 +59,10 @@ def find_matrices(model: nn.Module, target_modules: Sequence[str] | None = None)
     entries (`query`, `attention.self.query`, or a full name).
 
     Raises:
-        ModelError: nothing matches; lists what could have been adapted.
+        ModelError: nothing matches (lists what could have been adapted), or the model carries adapters already.
     """
+    if isinstance(model, PeftModel) or any(isinstance(m, LoraLayer) for m in model.modules()):
+        raise ModelError(f"{type(model).__name__} carries adapters already; load the base model afresh")
     head = tuple(f"{name}." for name in head_modules(model))
     linear = {
         name: Matrix(name, *_shape(module))
@@ -75,6 +79,8 @@ def find_matrices(model: nn.Module, target_modules: Sequence[str] | None = None)
         return found
     found = {name: m for name, m in linear.items() if any(_names(name, t) for t in target_modules)}
     unmatched = [t for t in target_modules if not any(_names(name, t) for name in linear)]
+    if not target_modules:
+        raise ModelError(f"target_modules is empty; leave it out, or name some of: {_endings(linear) or 'none'}")
     if unmatched:
         known = sorted({name.rsplit(".", 1)[-1] for name in linear})
         raise ModelError(
@@ -89,19 +95,26 @@ def attach_lora(
     matrices: Iterable[str],
     *,
     config: LoraConfig,
+    seed: int,
 ) -> PeftModel:
     """Wrap exactly `matrices` with PEFT, keep the head trainable and freeze the rest.
 
+    What the adapters start from depends on `seed` alone; the global random state is left as it was.
+
     Raises:
-        ModelError: the model carries adapters already, or PEFT adapted another set of matrices.
+        ModelError: PEFT adapted another set of matrices.
     """
-    if isinstance(model, PeftModel) or any(isinstance(m, LoraLayer) for m in model.modules()):
-        raise ModelError(f"{type(model).__name__} carries adapters already; load the base model afresh")
     wanted = list(matrices)
     config.target_modules = wanted
     config.modules_to_save = list(head_modules(model)) or None
     config.task_type = task_type(model)
-    peft_model = get_peft_model(model, config, adapter_name=ADAPTER)
+    # GPT-2's Conv1D keeps its weight transposed; PEFT would set this itself, with a warning per layer.
+    config.fan_in_fan_out = any(isinstance(model.get_submodule(name), Conv1D) for name in wanted)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # PEFT 0.21 asks Transformers by the old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        torch.manual_seed(seed)
+        peft_model = get_peft_model(model, config, adapter_name=ADAPTER)
     adapted = set(adapted_layers(peft_model))
     if adapted != set(wanted):
         odd = sorted(adapted ^ set(wanted))

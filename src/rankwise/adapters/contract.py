@@ -117,8 +117,8 @@ class Method(ABC):
         """The module whose loss is the task loss alone (PEFT's AdaLoRA adds a penalty inside `forward`)."""
         return self.model
 
-    def check_finished(self, step: int) -> None:
-        """Called when training ends.
+    def check_finished(self) -> None:
+        """Called when training ends and before the result is written.
 
         Raises:
             AllocationError: the budget was not met, or the method never allocated.
@@ -129,6 +129,7 @@ class Method(ABC):
         """Write the result so that stock PEFT (or Transformers, for full fine-tuning) loads it.
 
         Raises:
+            AllocationError: see `check_finished`.
             OutputError: `directory` exists and is not empty, or cannot be written.
         """
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel
-from peft.utils import get_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -64,12 +64,22 @@ def write_compact(model: PeftModel, pairs: Mapping[str, Pair], directory: Path) 
     set_patterns(config, ranks, ranks, default=max(ranks.values()))
     tensors = {f"base_model.model.{n}.lora_A.weight": pair.a for n, pair in live.items()}
     tensors |= {f"base_model.model.{n}.lora_B.weight": pair.b for n, pair in live.items()}
-    tensors |= {k: v for k, v in get_peft_model_state_dict(model).items() if ".lora_" not in k}
+    tensors |= _head_tensors(model)
     with new_directory(directory) as folder:
         config.save_pretrained(str(folder))
         ready = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         save_file(ready, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
     return directory
+
+
+def _head_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """The modules trained whole, by PEFT's key. PEFT's own collector is not asked: for AdaLoRA it edits the config."""
+    return {
+        f"base_model.model.{name}.{key}": value
+        for name, module in model.base_model.model.named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+        for key, value in module.modules_to_save[ADAPTER].state_dict().items()
+    }
 
 
 @contextmanager

@@ -30,7 +30,8 @@ class LoraMethod(Method, ABC):
         self.costs = {name: matrix.cost for name, matrix in self.matrices.items()}
         self.target: Target = resolve_budget(model, config, self.matrices)
         self.seed = seed
-        self.model = attach_lora(model, self.matrices, config=uniform_config(config, self.matrices, self.target))
+        peft_config = uniform_config(config, self.matrices, self.target)
+        self.model = attach_lora(model, self.matrices, config=peft_config, seed=seed)
         self.peak = spent(self.rank_pattern(), self.costs)
 
     def rank_pattern(self) -> dict[str, int]:
@@ -60,6 +61,7 @@ class LoraMethod(Method, ABC):
 
     def export(self, directory: Path, form: Form = "compact") -> Path:
         """Write a plain PEFT LoRA checkpoint."""
+        self.check_finished()
         return write_compact(self.model, lora_pairs(self.model), directory)
 
 

@@ -15,7 +15,7 @@ from rankwise.adapters.attach import ADAPTER, adapted_layers
 def set_patterns(
     config: LoraConfig, ranks: Mapping[str, int], alphas: Mapping[str, float], *, default: int | None = None
 ) -> None:
-    """Describe exactly these modules in `config`: rank `default` (or the commonest) needs no entry, the others get one."""
+    """Describe exactly these modules in `config`; those of rank `default` (or the commonest) need no entry."""
     counts = list(ranks.values())
     config.r = default or max(set(counts), key=lambda r: (counts.count(r), -r))
     config.lora_alpha = next(alphas[name] for name, rank in ranks.items() if rank == config.r)

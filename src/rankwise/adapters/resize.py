@@ -60,12 +60,13 @@ class RankMap:
 def shrink_map(lora_a: Tensor, lora_b: Tensor, rank: int) -> RankMap:
     """The map to the best rank-`rank` approximation of `lora_b @ lora_a`.
 
-    QR of both factors reduces the SVD to r x r: with B = Q_b R_b, Aᵀ = Q_a R_a and R_b R_aᵀ = U S Wᵀ, keeping the leading
-    right directions W_k gives N = c·W_kᵀ R_a⁻ᵀ and M = R_aᵀ W_k / c, and M N is the projector that truncates the SVD.
-    `c` is the root-mean-square singular value of A, so that the new A has the size the old one had.
+    QR of both factors reduces the SVD to r x r: with B = Q_b R_b, Aᵀ = Q_a R_a and R_b R_aᵀ = U S Wᵀ, keeping the
+    leading right directions W_k gives N = c·W_kᵀ R_a⁺ᵀ and M = R_aᵀ W_k / c, and M N is the projector that truncates
+    the SVD. `c` is the root-mean-square singular value of A, so that the new A has the size the old one had. The
+    pseudo-inverse R_a⁺ is the inverse unless rows of A have died or become copies of each other.
 
     Args:
-        lora_a: (old, in), of full row rank (it is drawn at random, so it is).
+        lora_a: (old, in).
         lora_b: (out, old).
         rank: new rank, below old.
     """
@@ -74,7 +75,7 @@ def shrink_map(lora_a: Tensor, lora_b: Tensor, rank: int) -> RankMap:
     r_b = torch.linalg.qr(b, mode="r").R
     w = torch.linalg.svd(r_b @ r_a.T).Vh[:rank].T
     size = a.norm() / math.sqrt(a.shape[0])
-    rows = torch.linalg.solve(r_a, w).T * size
+    rows = (torch.linalg.pinv(r_a) @ w).T * size
     columns = r_a.T @ w / size
     return RankMap(rows.to(lora_a.dtype), columns.to(lora_b.dtype))
 
@@ -149,7 +150,7 @@ def _move_state(
         return
     moved: dict[str, Tensor] = {}
     for key, value in state.items():
-        if not torch.is_tensor(value) or value.numel() <= 1:
+        if not torch.is_tensor(value) or value.dim() == 0:  # step counters
             moved[key] = value
         elif key in LINEAR_STATES and value.shape == old.shape:
             mapped = linear @ value if dim == 0 else value @ linear

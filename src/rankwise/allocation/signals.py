@@ -30,23 +30,26 @@ class Factors:
 
 @dataclass(frozen=True)
 class Signal:
-    """How a gradient signal is read.
+    """How a gradient signal is read; `summary` says it in one line.
 
     `estimate`: divide by s·√(rank·v), giving units of ‖∂L/∂W‖. `average_first`: average the gradient itself over steps
     and take the norm last, which cancels mini-batch noise; otherwise the norms are averaged. `exact`: ‖∂L/∂W‖ from
     the layer's inputs and output gradients instead of from ∂L/∂B.
     """
 
-    estimate: bool
+    summary: str
+    estimate: bool = False
     average_first: bool = False
     exact: bool = False
 
 
 SIGNALS: Registry[Signal] = Registry("signal")
-SIGNALS.register("record")(Signal(estimate=False))
-SIGNALS.register("estimate")(Signal(estimate=True))
-SIGNALS.register("norm_of_mean")(Signal(estimate=True, average_first=True))
-SIGNALS.register("exact")(Signal(estimate=False, exact=True))
+SIGNALS.register("record")(Signal("norm of the gradient of lora_B, as the idea was first written down"))
+SIGNALS.register("estimate")(Signal("estimate of the norm of the gradient of W, comparable between shapes", estimate=True))
+SIGNALS.register("norm_of_mean")(
+    Signal("estimate of the norm of the averaged gradient of W", estimate=True, average_first=True)
+)
+SIGNALS.register("exact")(Signal("norm of the gradient of W itself", exact=True))
 
 
 def gradient_norms(factors: Sequence[Factors], *, estimate: bool) -> Tensor:

@@ -5,7 +5,7 @@ they are gone in `on_step_end`. Methods count from 1, hence the `+ 1`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from rankwise.adapters.resize import apply_resize
 from rankwise.errors import AllocationError, TrainingError
 
 STATE_FILE = "rankwise.safetensors"
+HISTORY_KEY = "rank_event"
+"""Key of a rank event in the trainer's log history, which travels with its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class RankwiseCallback(TrainerCallback):
         self.method, self.total_steps, self.seed = method, total_steps, seed
         self.trace: list[RankEvent] = []
         self._on_event = on_event
+        self._state = TrainerState()
         self._calls = 0
 
     def on_train_begin(
@@ -72,7 +75,10 @@ class RankwiseCallback(TrainerCallback):
             raise TrainingError("the trainer's model is not the method's: pass method.model to the trainer")
         self._check_optimizer(kwargs["optimizer"])
         self._calls = state.global_step
-        self._record(state.global_step, "start", self.method.rank_pattern(), {})
+        self.trace = [RankEvent(**entry[HISTORY_KEY]) for entry in state.log_history if HISTORY_KEY in entry]
+        self._state = state
+        if not self.trace:
+            self._record(state.global_step, "start", self.method.rank_pattern(), {})
 
     def on_pre_optimizer_step(
         self,
@@ -96,6 +102,8 @@ class RankwiseCallback(TrainerCallback):
         self._calls += 1
         resize = self.method.after_optimizer_step(step)
         if resize is not None:
+            if args.world_size > 1:
+                raise TrainingError("ranks cannot be changed while training on several processes; use one, or `lora`")
             apply_resize(self.method.model, resize.ranks, optimizer=kwargs["optimizer"], seed=self.seed, step=step)
             self.method.parameter_count()  # takes note of the peak
             self._record(step, "resize", self.method.rank_pattern(), resize.scores)
@@ -125,12 +133,13 @@ class RankwiseCallback(TrainerCallback):
         if self._calls != state.global_step:
             raise AllocationError(f"hooks were called {self._calls} times in {state.global_step} optimizer steps")
         if state.global_step == self.total_steps:
-            self.method.check_finished(state.global_step)
+            self.method.check_finished()
         self._record(state.global_step, "end", self.method.rank_pattern(), {})
 
     def _record(self, step: int, event: str, ranks: Mapping[str, int], scores: Mapping[str, float]) -> None:
         entry = RankEvent(step, event, dict(ranks), dict(scores))
         self.trace.append(entry)
+        self._state.log_history.append({"step": step, HISTORY_KEY: asdict(entry)})  # so that a resumed run has it
         if self._on_event is not None:
             self._on_event(entry)
 

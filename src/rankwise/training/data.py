@@ -1,4 +1,4 @@
-"""From texts to batches: tokenised once, padded per batch, grouped by length in an order that depends on the seed alone."""
+"""From texts to batches: tokenised once, padded per batch, grouped by length in an order that only the seed decides."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING

@@ -1,15 +1,15 @@
 """One training run: a method, encoded data and settings in; timings, losses and predictions out."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from transformers import DataCollatorWithPadding, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from rankwise.adapters.contract import Method
 from rankwise.allocation.schedules import in_steps
@@ -52,7 +52,7 @@ class Fitted:
     eval_losses: dict[str, float]
 
 
-class _StepReport(TrainerCallback):  # type: ignore[misc]
+class _StepReport(TrainerCallback):
     """Tells a progress display about every optimizer step."""
 
     def __init__(self, report: Callable[[int, float | None], None], trainer: RankwiseTrainer) -> None:
@@ -99,16 +99,24 @@ def fit(
     trainer.remove_callback(ProgressCallback)
     if on_step is not None:
         trainer.add_callback(_StepReport(on_step, trainer))
-    checkpoint = get_last_checkpoint(str(work_dir)) if settings.save_every and work_dir.is_dir() else None
-    started = time.perf_counter()
+    checkpoint = last_checkpoint(work_dir) if settings.save_every else None
     trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.perf_counter() - started
+    seconds = trainer.elapsed()
     logits, references, eval_losses = {}, {}, {}
     for name, data in validation.items():
-        output = trainer.predict(data, metric_key_prefix="eval")
-        logits[name], references[name] = np.asarray(output.predictions), np.asarray(output.label_ids)
+        by_length = np.argsort(data["length"][:], kind="stable")  # batches of one length need no padding
+        output = trainer.predict(data.select(by_length), metric_key_prefix="eval")
+        back = np.argsort(by_length)
+        logits[name], references[name] = np.asarray(output.predictions)[back], np.asarray(output.label_ids)[back]
         eval_losses[name] = float(output.metrics["eval_loss"])
     return Fitted(seconds, trainer.losses, driver.trace, logits, references, eval_losses)
+
+
+def last_checkpoint(work_dir: Path) -> str | None:
+    """The newest complete checkpoint in `work_dir`, past any that was being written when the run was killed."""
+    complete = [path.parent for path in work_dir.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    newest = max(complete, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
+    return str(newest) if newest else None
 
 
 def training_arguments(settings: FitSettings, work_dir: Path) -> TrainingArguments:
@@ -124,8 +132,6 @@ def training_arguments(settings: FitSettings, work_dir: Path) -> TrainingArgumen
         warmup_steps=0 if settings.warmup == 0 else in_steps(settings.warmup, settings.total_steps),
         lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
         max_grad_norm=settings.max_grad_norm,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         bf16=settings.precision == "bf16",
         seed=settings.seed,
         save_strategy="steps" if settings.save_every else "no",
@@ -136,5 +142,14 @@ def training_arguments(settings: FitSettings, work_dir: Path) -> TrainingArgumen
         eval_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
+        **_checkpointing(settings.gradient_checkpointing),
     )
+
+
+def _checkpointing(wanted: bool) -> dict[str, Any]:
+    """The arguments for gradient checkpointing; a late Transformers 5 renamed them and warns of the old names."""
+    known = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return {name: wanted, f"{name}_kwargs": {"use_reentrant": False} if wanted else None}

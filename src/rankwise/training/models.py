@@ -110,7 +110,9 @@ def _top_modules(model: nn.Module, keys: list[str]) -> tuple[str, ...]:
 def _explain(name: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "Unrecognized configuration class" in first or "Unrecognized model" in first:
-        return f"model '{name}' cannot classify sequences: Transformers knows no classification head for it ({first[:160]})"
+        return (
+            f"model '{name}' cannot classify sequences: Transformers has no classification head for it ({first[:160]})"
+        )
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return (
         f"cannot load model '{name}'{offline}: {first[:200]} Use 'minilm' (embedded), a local model folder, "

@@ -49,7 +49,7 @@ class GloraConfig(AdapterConfig):
     name: Literal["glora"] = "glora"
     signal: Annotated[str, AfterValidator(known_signal)] = Field(
         default="estimate",
-        description="which gradient norm decides: `record` (as first written down), `estimate`, `norm_of_mean` or `exact`",
+        description="gradient norm that decides: `record` (as first written down), `estimate`, `norm_of_mean`, `exact`",
     )
     warmup: Length = Field(
         default=0.1, description="when ranks are reallocated: a step (int), or a fraction of all steps (0 to 1)"
@@ -128,11 +128,12 @@ class Glora(LoraMethod):
         """Ranks in proportion to `scores` at exactly the budget."""
         return allocate(scores, self.costs, self.target, floor=self.config.floor, cap=self._caps())
 
-    def check_finished(self, step: int) -> None:
+    def check_finished(self) -> None:
         """Ranks were reallocated and the budget is spent to the last parameter."""
         if not self.allocated:
             raise AllocationError(
-                f"glora never reallocated: it was to do so after step {self.reallocate_at} and saw {step} steps"
+                f"glora never reallocated: it was to do so after step {self.reallocate_at}. Either training stopped "
+                "before, or its hooks were not called: does the trainer have a RankwiseCallback?"
             )
         ranks = self.rank_pattern()
         total = sum(ranks.values()) if self.target.unit == "ranks" else spent(ranks, self.costs)
@@ -149,7 +150,8 @@ class Glora(LoraMethod):
         super().load_state_dict(state)
         self.allocated = bool(state["rankwise.allocated"])
         count = sum(key.startswith("rankwise.average.") for key in state)
-        self.average = [state[f"rankwise.average.{i}"].clone() for i in range(count)]
+        device = next(self.model.parameters()).device
+        self.average = [state[f"rankwise.average.{i}"].clone().to(device) for i in range(count)]
         if self.allocated:
             self._stop_listening()
 

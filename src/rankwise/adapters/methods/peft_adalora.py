@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, final
 
 import torch
-from peft import AdaLoraConfig
+from peft import AdaLoraConfig, PeftModel
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -56,24 +56,27 @@ class PeftAdaloraConfig(AdapterConfig):
         warmup, final_steps = in_steps(self.warmup, total_steps), in_steps(self.final, total_steps)
         if warmup >= total_steps - final_steps:
             message = (
-                f"warm-up {self.warmup} (step {warmup}) and final phase {self.final} ({final_steps} steps) leave no step "
-                f"of {total_steps} for pruning; their sum must be below {total_steps}, or use fractions such as 0.1 and 0.3"
+                f"warm-up {self.warmup} (step {warmup}) and final phase {self.final} ({final_steps} steps) leave no "
+                f"step of {total_steps} for pruning; their sum must be below {total_steps}, or use fractions such as "
+                "0.1 and 0.3"
             )
             raise ConfigError("peft_adalora", [Finding("method.warmup, method.final", message)])
-        return PeftAdalora(model, self, total_steps=total_steps, warmup=warmup, final_steps=final_steps)
+        return PeftAdalora(model, self, total_steps=total_steps, warmup=warmup, final_steps=final_steps, seed=seed)
 
 
 @final
 class PeftAdalora(Method):
     """Drives PEFT's allocator and keeps its books in parameters."""
 
+    model: PeftModel
+
     def __init__(
-        self, model: nn.Module, config: PeftAdaloraConfig, *, total_steps: int, warmup: int, final_steps: int
+        self, model: nn.Module, config: PeftAdaloraConfig, *, total_steps: int, warmup: int, final_steps: int, seed: int
     ) -> None:
         self.matrices = find_matrices(model, config.target_modules)
         self.costs = {name: matrix.cost for name, matrix in self.matrices.items()}
         self.target = resolve_budget(model, config, self.matrices)
-        mean_rank = self._affordable(self.costs) / len(self.matrices)
+        mean_rank = self._affordable(dict.fromkeys(self.matrices, 1)) / len(self.matrices)
         initial = int(-(-config.initial_ratio * mean_rank // 1))
         least = min(m.full_rank for m in self.matrices.values())
         if initial > least:
@@ -93,7 +96,7 @@ class PeftAdalora(Method):
             lora_alpha=config.scaling * initial,  # PEFT divides by the initial rank
             lora_dropout=config.dropout,
         )
-        self.model = attach_lora(model, self.matrices, config=peft_config)
+        self.model = attach_lora(model, self.matrices, config=peft_config, seed=seed)
         self.prune_from, self.last_allocation = warmup, total_steps - final_steps
         self.allocator = self.model.base_model.rankallocator
         self.layers = {name: self.model.base_model.model.get_submodule(name) for name in self.matrices}
@@ -104,7 +107,7 @@ class PeftAdalora(Method):
         """Let PEFT score, and prune on its schedule."""
         if step == self.last_allocation:
             self.allocator.target_bgt = self._largest_target()
-        elif step > self.prune_from:
+        elif self.prune_from < step < self.last_allocation:
             self._retarget()
         self.model.base_model.update_and_allocate(step)
         return None
@@ -117,15 +120,20 @@ class PeftAdalora(Method):
         """`final` as plain LoRA (what is exported); `peak` with every component that was trained."""
         return ParameterCount(final=spent(self.rank_pattern(), self.costs), peak=self.peak)
 
-    def check_finished(self, step: int) -> None:
+    def check_finished(self) -> None:
         """PEFT pruned, and what is left is the budget within `TOLERANCE`."""
+        if not self.model.peft_config[ADAPTER].rank_pattern:
+            raise AllocationError(
+                f"peft_adalora never pruned: it was to do so after step {self.prune_from}. Either training stopped "
+                "before, or its hooks were not called: does the trainer have a RankwiseCallback?"
+            )
         ranks = self.rank_pattern()
         total = sum(ranks.values()) if self.target.unit == "ranks" else spent(ranks, self.costs)
         slack = max(TOLERANCE * self.target.total, 1 if self.target.unit == "ranks" else max(self.costs.values()))
         if not self.target.total - slack <= total <= self.target.total:
             raise AllocationError(
-                f"peft_adalora ended at {total:,} {self.target.unit} after {step} steps, its budget is "
-                f"{self.target.total:,}; was update_and_allocate called at every step?"
+                f"peft_adalora ended at {total:,} {self.target.unit}, its budget is {self.target.total:,}: it was to "
+                f"get there at step {self.last_allocation}; did training stop before?"
             )
 
     def task_loss_model(self) -> nn.Module:
@@ -148,15 +156,17 @@ class PeftAdalora(Method):
             if parameter.requires_grad:
                 parameter.copy_(state[name])
         self.allocator.target_bgt = int(state["rankwise.target"])
-        memory = {kind: _with_prefix(state, f"rankwise.{kind}.") for kind in ("exp_avg_ipt", "exp_avg_unc")}
+        device = next(self.model.parameters()).device
+        memory = {kind: _with_prefix(state, f"rankwise.{kind}.", device) for kind in ("exp_avg_ipt", "exp_avg_unc")}
         self.allocator.exp_avg_ipt, self.allocator.exp_avg_unc = memory["exp_avg_ipt"], memory["exp_avg_unc"]
         self.allocator.ipt = {name: torch.zeros_like(t) for name, t in memory["exp_avg_ipt"].items()}
-        masks = _with_prefix(state, "rankwise.mask.")
+        masks = _with_prefix(state, "rankwise.mask.", torch.device("cpu"))
         if masks:
             self.model.peft_config[ADAPTER].rank_pattern = {n: mask.tolist() for n, mask in masks.items()}
 
     def export(self, directory: Path, form: Form = "compact") -> Path:
         """Fold E, alpha and PEFT's constant divisor into plain LoRA factors of the live components."""
+        self.check_finished()
         pairs = {}
         for name, live in self._live().items():
             layer = self.layers[name]
@@ -210,5 +220,7 @@ def _is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
-def _with_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value.clone() for key, value in state.items() if key.startswith(prefix)}
+def _with_prefix(state: Mapping[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): value.clone().to(device) for key, value in state.items() if key.startswith(prefix)
+    }

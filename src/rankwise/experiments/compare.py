@@ -1,0 +1,164 @@
+"""A comparison: several methods, one task, one budget, paired seeds. Builds the runs and does the missing ones."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rankwise.errors import ConfigError, Finding, OutputError
+from rankwise.experiments.progress import Reporter, Silent
+from rankwise.experiments.results import write_atomically
+from rankwise.experiments.runner import run
+from rankwise.experiments.schema import ModelConfig, RunConfig, TrainingConfig, method_registry
+from rankwise.experiments.store import Store
+from rankwise.tasks.base import TaskConfig
+
+PLAN = "comparison.json"
+STORE = "store.sqlite"
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """What is compared. Every method gets the same task, budget, training and seeds; nothing is tuned for one alone."""
+
+    methods: tuple[str, ...]
+    task: TaskConfig
+    model: str
+    budget: str
+    seeds: tuple[int, ...]
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def configs(self) -> list[RunConfig]:
+        """One run per seed and method, seed by seed, so that paired runs are near in time.
+
+        Raises:
+            ConfigError: every problem at once: unknown or repeated methods, repeated seeds, bad values.
+        """
+        self._check()
+        return [self._config(method, seed) for seed in self.seeds for method in self.methods]
+
+    def _config(self, method: str, seed: int) -> RunConfig:
+        budgeted = "budget" in method_registry()[method].model_fields
+        settings = {"name": method} | ({"budget": self.budget} if budgeted else {})
+        try:
+            return RunConfig.model_validate(
+                {
+                    "model": ModelConfig(name=self.model),
+                    "task": self.task,
+                    "method": settings,
+                    "training": self.training,
+                    "seed": seed,
+                }
+            )
+        except ValidationError as error:
+            findings = [
+                Finding(".".join(map(str, e["loc"])), f"{e['msg']}, got {e['input']!r}") for e in error.errors()
+            ]
+            raise ConfigError("compare", findings) from None
+
+    def _check(self) -> None:
+        known = method_registry()
+        findings = [Finding("--methods", known.explain(m)) for m in self.methods if m not in known]
+        findings += _repeated("--methods", self.methods) + _repeated("--seeds", self.seeds)
+        if not self.methods:
+            findings.append(Finding("--methods", f"empty; name at least one of {', '.join(known)}"))
+        if not self.seeds:
+            findings.append(Finding("--seeds", "empty; give a number of seeds (3) or a list (0,1,2)"))
+        if findings:
+            raise ConfigError("compare", findings)
+
+
+def _repeated(option: str, values: Sequence[object]) -> list[Finding]:
+    twice = sorted({str(v) for v in values if list(values).count(v) > 1})
+    return [Finding(option, f"named twice: {', '.join(twice)}")] if twice else []
+
+
+def compare(plan: Comparing, output: Path, store: Store, reporter: Reporter | None = None) -> list[str]:
+    """Do what is missing of a comparison; returns the run ids in order. Finished runs survive any interruption.
+
+    Raises:
+        RankwiseError: a config, data, model or output problem; what is done stays in the store.
+    """
+    configs = plan.configs()
+    return run_all(configs, output, store, reporter or Silent())
+
+
+def run_all(configs: Sequence[RunConfig], output: Path, store: Store, reporter: Reporter) -> list[str]:
+    """Claim `output` for these runs and do the missing ones."""
+    claim(output, configs)
+    for config in configs:
+        run(config, store, output, reporter)
+    return [config.run_id for config in configs]
+
+
+def claim(output: Path, configs: Sequence[RunConfig]) -> None:
+    """Mark a run folder as belonging to these runs, or find that it does already.
+
+    Raises:
+        OutputError: the folder holds something else, or cannot be written.
+    """
+    content = {"runs": {config.run_id: config.model_dump(mode="json") for config in configs}}
+    plan = output / PLAN
+    if plan.is_file():
+        known = read_plan(output)
+        if list(known["runs"]) != list(content["runs"]):
+            raise OutputError(
+                f"{output} holds another comparison ({_difference(known['runs'], content['runs'])}); choose another "
+                f"--output. To use its finished runs again, add --store {output / STORE}"
+            )
+        return
+    try:
+        foreign = output.is_dir() and [p.name for p in output.iterdir() if not p.name.startswith((STORE, "."))]
+        if (output.exists() and not output.is_dir()) or foreign:
+            what = f"holds other files ({', '.join(sorted(foreign)[:3])})" if foreign else "is a file"
+            raise OutputError(f"{output} {what}; choose another --output, nothing is overwritten")
+        output.mkdir(parents=True, exist_ok=True)
+    except PermissionError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror}; choose another --output") from error
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot write {output}: {error.strerror or error}; choose another --output") from error
+    write_atomically(plan, json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+
+def read_plan(output: Path) -> dict[str, Any]:
+    """The `comparison.json` of a run folder.
+
+    Raises:
+        OutputError: there is none, or it is damaged.
+    """
+    path = output / PLAN
+    try:
+        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise OutputError(f"{output} is no run folder: it holds no {PLAN}") from None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot read {path}: {error}") from error
+    if not isinstance(plan, dict) or not isinstance(plan.get("runs"), dict):
+        raise OutputError(f"cannot read {path}: it holds no 'runs'")
+    return plan
+
+
+def _difference(known: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The first few settings in which two comparisons differ, in words."""
+
+    def values(runs: dict[str, Any]) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for config in runs.values():
+            for section, content in config.items():
+                entries = content.items() if isinstance(content, dict) else [("", content)]
+                for name, value in entries:
+                    found.setdefault(f"{section}.{name}".rstrip("."), set()).add(str(value))
+        return found
+
+    old, new = values(known), values(wanted)
+    parts = [
+        f"{key}: {', '.join(sorted(old.get(key, {'-'})))} there, {', '.join(sorted(new.get(key, {'-'})))} here"
+        for key in new | old
+        if old.get(key) != new.get(key)
+    ]
+    return "; ".join(parts[:3]) or "in another order"

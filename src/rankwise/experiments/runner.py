@@ -1,0 +1,279 @@
+"""One run: the only place where config, task, model, method, trainer and store meet.
+
+A run's checkpoint goes to `<output>/checkpoints/<run_id>`, its rows into the store. A completed run is never done
+again; one that failed, was interrupted or died with its process is begun anew, or goes on from its last saved state.
+"""
+
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rankwise.errors import OutputError, RankwiseError, TrainingError
+from rankwise.experiments.environment import code_state, machine, versions
+from rankwise.experiments.progress import Reporter, Silent
+from rankwise.experiments.records import RunRecord
+from rankwise.experiments.schema import RunConfig
+from rankwise.experiments.store import Store
+from rankwise.tasks.base import Kind, MetricValue, TaskConfig, TaskData
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from rankwise.adapters.contract import Method
+    from rankwise.training.fit import FitSettings, Fitted
+
+CHECKPOINTS = "checkpoints"
+WORK = "unfinished"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run's record, and whether it was found in the store instead of being done now."""
+
+    record: RunRecord
+    reused: bool
+
+
+def run(config: RunConfig, store: Store, output: Path, reporter: Reporter | None = None) -> Ran:
+    """Do one run, unless the store holds its result already.
+
+    Raises:
+        RankwiseError: whatever is wrong with config, data, model, budget, training or the output folder; the run is
+            marked as failed in the store, with the message.
+    """
+    reporter = reporter or Silent()
+    found = finished(config, store, output)
+    if found is not None:
+        reporter.end(found, reused=True)
+        return Ran(found, reused=True)
+    record = new_record(config)
+    store.begin(record)
+    with _noted(record.run_id, store):
+        done = _train(config, record, store, output, reporter)
+        store.finish(done)
+    shutil.rmtree(output / WORK / record.run_id, ignore_errors=True)
+    reporter.end(done, reused=False)
+    return Ran(done, reused=False)
+
+
+def finished(config: RunConfig, store: Store, output: Path) -> RunRecord | None:
+    """The completed run of this config, if the store has it; its checkpoint is copied to `output` if it lies elsewhere.
+
+    Raises:
+        OutputError: the run is in the store but its checkpoint is gone.
+    """
+    record = store.get(config.run_id)
+    if record is None or record.status != "completed" or record.checkpoint is None:
+        return None
+    here = output / CHECKPOINTS / record.run_id
+    there = store.path.parent / record.checkpoint
+    if not there.is_dir() and not here.is_dir():
+        raise OutputError(
+            f"run {record.run_id} is completed in {store.path}, but its checkpoint {there} is gone; restore it, or use "
+            "another --store to run it again"
+        )
+    if not here.is_dir():
+        _copy(there, here)
+    return replace(record, checkpoint=str(here.relative_to(output)))
+
+
+def new_record(config: RunConfig) -> RunRecord:
+    """The record a run starts with."""
+    return RunRecord(
+        run_id=config.run_id,
+        method=config.method.name,
+        task=config.task.name,
+        model=config.model.name,
+        seed=config.seed,
+        budget=getattr(config.method, "budget", None),
+        config=config.model_dump(mode="json"),
+        environment={"machine": machine(), "versions": versions(), "code": code_state()},
+    )
+
+
+def total_steps(config: RunConfig, train_examples: int) -> int:
+    """Optimizer steps of a run: as given, or epochs x ceil(examples / examples per step)."""
+    training = config.training
+    if training.max_steps is not None:
+        return training.max_steps
+    if training.epochs is None:  # the schema sets one of the two
+        raise TrainingError("neither training.max_steps nor training.epochs is set")
+    batches = math.ceil(train_examples / training.batch_size)
+    return max(1, math.ceil(training.epochs * math.ceil(batches / training.gradient_accumulation_steps)))
+
+
+@lru_cache(maxsize=4)
+def load_task(config: TaskConfig) -> TaskData:
+    """The task's data, kept for the runs that follow."""
+    return config.load()
+
+
+def _train(config: RunConfig, record: RunRecord, store: Store, output: Path, reporter: Reporter) -> RunRecord:
+    from rankwise.training.fit import fit
+    from rankwise.training.models import load_base_model
+
+    data = load_task(config.task)
+    steps = total_steps(config, len(data.train))
+    name = config.model.name
+    base = load_base_model(
+        name, num_labels=data.num_labels, kind=data.kind, seed=config.seed, revision=config.model.revision
+    )
+    method = config.method.build(base.model, total_steps=steps, seed=config.seed)
+    reporter.begin(f"{record.method}, seed {record.seed}", steps)
+    train, validation = _encoded(data, base.tokenizer, f"{name}@{config.model.revision}", config.task.max_length)
+    fitted = fit(
+        method,
+        base.tokenizer,
+        train,
+        validation,
+        settings(config, steps),
+        work_dir=output / WORK / record.run_id,
+        on_step=reporter.step,
+        on_event=lambda event: store.add_ranks(record.run_id, event.step, event.event, event.ranks, event.scores),
+    )
+    store.add_steps(record.run_id, [(step, "train_loss", loss) for step, loss in fitted.losses])
+    metrics = _measure(config, data, record.run_id, fitted, store)
+    checkpoint = _export(method, output, record.run_id)
+    count = method.parameter_count()
+    return replace(
+        record,
+        status="completed",
+        parameters=count.final,
+        peak_parameters=count.peak,
+        metrics=metrics,
+        train_seconds=fitted.train_seconds,
+        steps=steps,
+        rank_pattern=method.rank_pattern(),
+        checkpoint=str(checkpoint.relative_to(output)) if store.path.parent == output else str(checkpoint.resolve()),
+    )
+
+
+def settings(config: RunConfig, steps: int) -> "FitSettings":
+    """What the trainer needs of a config, in final numbers."""
+    from rankwise.training.fit import FitSettings
+
+    training = config.training
+    return FitSettings(
+        total_steps=steps,
+        batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup=training.warmup,
+        schedule=training.schedule,
+        max_grad_norm=training.max_grad_norm,
+        gradient_checkpointing=training.gradient_checkpointing,
+        precision=training.precision,
+        evaluation_batch_size=config.evaluation.batch_size,
+        seed=config.seed,
+        save_every=training.save_every,
+    )
+
+
+_ENCODED: dict[tuple[str, str, int], tuple["Dataset", "dict[str, Dataset]"]] = {}
+
+
+def _encoded(
+    data: TaskData, tokenizer: "PreTrainedTokenizerBase", model: str, max_length: int
+) -> tuple["Dataset", "dict[str, Dataset]"]:
+    """Tokenised splits; the last one is kept, because the runs of a comparison share it."""
+    from rankwise.training.data import encode
+
+    key = (data.fingerprint, model, max_length)
+    if key not in _ENCODED:
+        _ENCODED.clear()
+        validation = {name: encode(split, tokenizer, max_length) for name, split in data.validation.items()}
+        _ENCODED[key] = (encode(data.train, tokenizer, max_length), validation)
+    return _ENCODED[key]
+
+
+def _measure(config: RunConfig, data: TaskData, run_id: str, fitted: "Fitted", store: Store) -> dict[str, MetricValue]:
+    """Metrics of every validation split; those of further splits carry the split's name.
+
+    Predictions go into the store, so that every comparison can be computed again from it.
+    """
+    from rankwise.tasks.metrics import check_metric, decode, evaluate
+
+    names = [check_metric(m, data.kind, data.num_labels) for m in config.evaluation.metrics or data.metrics]
+    metrics: dict[str, MetricValue] = {}
+    for index, (split, logits) in enumerate(fitted.logits.items()):
+        predictions, references = decode(data.kind, logits), fitted.references[split]
+        store.add_predictions(run_id, split, predictions, references)
+        found = evaluate(names, predictions, references) | {"loss": task_loss(data.kind, logits, references)}
+        suffix = "" if index == 0 else f"_{split.removeprefix('validation_')}"
+        metrics |= {f"{name}{suffix}": value for name, value in found.items()}
+    return metrics
+
+
+def task_loss(kind: Kind, logits: np.ndarray, references: np.ndarray) -> MetricValue:
+    """Cross entropy (squared error for regression) with its standard error; no penalty of any method is in it.
+
+    Args:
+        kind: of the task.
+        logits: (examples, labels).
+        references: (examples,).
+    """
+    if kind == "regression":
+        each = (logits.reshape(-1) - references) ** 2
+    else:
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        each = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(shifted)), references.astype(int)]
+    n = len(each)
+    return MetricValue(float(each.mean()), float(each.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan, n)
+
+
+def _export(method: "Method", output: Path, run_id: str) -> Path:
+    """Write the checkpoint; what an earlier attempt of this very run left behind is replaced."""
+    directory = output / CHECKPOINTS / run_id
+    if directory.is_dir():
+        shutil.rmtree(directory)
+    return method.export(directory)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copytree(source, target)
+    except OSError as error:
+        raise OutputError(f"cannot copy checkpoint {source} to {target}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _noted(run_id: str, store: Store) -> Iterator[None]:
+    """Write into the store why a run stopped, then let the error go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        store.fail(run_id, "interrupted", "interrupted by the user")
+        raise
+    except RankwiseError as error:
+        _note_failure(run_id, store, str(error))
+        raise
+    except OSError as error:
+        message = f"run {run_id} could not write its output: {error.strerror or error} ({error.filename or 'no file'})"
+        _note_failure(run_id, store, message)
+        raise OutputError(message) from error
+    except Exception as error:
+        _note_failure(run_id, store, f"{type(error).__name__}: {error}")
+        raise
+
+
+def _note_failure(run_id: str, store: Store, message: str) -> None:
+    """A store that cannot be written must not hide the first error."""
+    try:
+        store.fail(run_id, "failed", message)
+    except RankwiseError:
+        return
+
+
+def environment_of(records: list[RunRecord]) -> dict[str, Any]:
+    """Machine and versions as the runs recorded them (the last run's)."""
+    last: dict[str, Any] = dict(records[-1].environment)
+    return {"machine": last["machine"], "versions": last["versions"]}

@@ -1,0 +1,309 @@
+"""The contract, held by every registered method: a new method is covered as soon as it is registered."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import batch, build, logits, settings, tiny_data, tiny_model, tiny_tokenizer, trainer_for
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
+
+from rankwise.adapters.contract import METHODS, Method
+from rankwise.errors import AllocationError, OutputError, TrainingError
+from rankwise.training.callback import RankwiseCallback, load_method, save_method
+from rankwise.training.fit import fit, last_checkpoint, training_arguments
+
+FAMILIES = ("bert", "llama", "gpt2")
+ADAPTERS = [name for name in METHODS if "budget" in METHODS[name].model_fields]
+FIELDS = {"glora": {"warmup": 4}}
+COMBINATIONS = [(family, name) for family in FAMILIES for name in METHODS]
+
+LOADER = """
+import json, sys, warnings, torch
+warnings.simplefilter("ignore")
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+torch.set_num_threads(1)
+jobs, inputs, output = json.load(open(sys.argv[1])), torch.load(sys.argv[2]), sys.argv[3]
+results = {}
+def answer(model):
+    with torch.no_grad():
+        return model.eval()(**inputs).logits
+for key, (base, folder, adapter) in jobs.items():
+    model = AutoModelForSequenceClassification.from_pretrained(base if adapter else folder)
+    if adapter:
+        model = PeftModel.from_pretrained(model, folder)
+    results[key] = [answer(model)]
+    if adapter:
+        results[key].append(answer(model.merge_and_unload(safe_merge=True)))
+assert not any(name.split(".")[0] == "rankwise" for name in sys.modules)
+torch.save(results, output)
+"""
+
+
+def train(method, folder, changes, **kwargs):
+    data = tiny_data(20)
+    return fit(method, tiny_tokenizer(), data, {"main": tiny_data(9, seed=3)}, changes, work_dir=folder, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(family, method name) -> (method, what `fit` returned, export folder); all on tiny models."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = {}
+    for family, name in COMBINATIONS:
+        method = build(name, tiny_model(family), **FIELDS.get(name, {}))
+        fitted = train(method, folder / "work", settings())
+        done[family, name] = (method, fitted, method.export(folder / f"{family}-{name}"))
+    return done
+
+
+@pytest.fixture(scope="module")
+def loaded(trained, tmp_path_factory):
+    """(family, method name) -> logits (as loaded, merged) from a process that never imports rankwise."""
+    folder = tmp_path_factory.mktemp("loaded")
+    jobs = {}
+    for (family, name), (_, _, export) in trained.items():
+        tiny_model(family).save_pretrained(folder / family)
+        jobs[f"{family} {name}"] = (str(folder / family), str(export), name in ADAPTERS)
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    torch.save(batch(), folder / "inputs.pt")
+    command = [sys.executable, "-c", LOADER, *(str(folder / n) for n in ("jobs.json", "inputs.pt", "out.pt"))]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return {tuple(key.split()): value for key, value in torch.load(folder / "out.pt").items()}
+
+
+@pytest.mark.parametrize(("family", "name"), COMBINATIONS)
+def test_trains_and_records_every_step(trained, family, name):
+    method, fitted, _ = trained[family, name]
+    assert [step for step, _ in fitted.losses] == list(range(1, 13))
+    assert fitted.logits["main"].shape == (9, 3)
+    assert (fitted.trace[0].event, fitted.trace[-1].event) == ("start", "end")
+    assert dict(fitted.trace[-1].ranks) == method.rank_pattern()
+    before = tiny_model(family)
+    assert not torch.equal(logits(before), logits(method.model))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_budget_is_met_and_counted(trained, family, name):
+    method, fitted, export = trained[family, name]
+    method.check_finished()
+    count = method.parameter_count()
+    asked = build("lora", tiny_model(family)).target.total
+    tolerance = getattr(sys.modules[type(method).__module__], "TOLERANCE", None)
+    slack = 0 if tolerance is None else max(tolerance * asked, *method.costs.values())
+    assert asked - slack <= count.final <= asked
+    assert count.peak >= count.final
+    tensors = load_file(export / "adapter_model.safetensors")
+    assert sum(t.numel() for key, t in tensors.items() if ".lora_" in key) == count.final
+    assert sum(rank * method.costs[module] for module, rank in method.rank_pattern().items()) == count.final
+    assert fitted.trace[-1].ranks.keys() == method.costs.keys()
+
+
+@pytest.mark.parametrize(("family", "name"), COMBINATIONS)
+def test_export_gives_the_same_logits_without_rankwise(trained, loaded, family, name):
+    method, _, _ = trained[family, name]
+    expected = logits(method.model)
+    for actual in loaded[family, name]:
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_compact_form_has_one_scale_for_servers_that_ignore_patterns(trained, name):
+    config = json.loads((trained["bert", name][2] / "adapter_config.json").read_text())
+    ranks = trained["bert", name][0].rank_pattern().values()
+    assert config["peft_type"] == "LORA"
+    assert config["r"] == config["lora_alpha"] == max(ranks)
+    assert config["rank_pattern"] == config["alpha_pattern"]
+    assert len(config["target_modules"]) == sum(rank > 0 for rank in ranks)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_export_twice_is_equal_and_leaves_the_method_as_it_was(trained, tmp_path, name):
+    method, _, first = trained["bert", name]
+    before, ranks = logits(method.model), method.rank_pattern()
+    second = method.export(tmp_path / "again")
+    file = "adapter_model.safetensors" if name in ADAPTERS else "model.safetensors"
+    one, two = load_file(first / file), load_file(second / file)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert torch.equal(logits(method.model), before)
+    assert method.rank_pattern() == ranks
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        method.export(first)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_state_gives_the_same_logits(trained, tmp_path, name):
+    method, _, _ = trained["bert", name]
+    save_method(method, tmp_path)
+    fresh = build(name, **FIELDS.get(name, {}))
+    load_method(fresh, tmp_path)
+    assert torch.equal(logits(fresh.model), logits(method.model))
+    assert fresh.rank_pattern() == method.rank_pattern()
+    assert fresh.parameter_count() == method.parameter_count()
+    fresh.check_finished()
+
+
+def test_state_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(TrainingError, match=r"holds no rankwise\.safetensors"):
+        load_method(build("lora"), tmp_path)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("lost", [4, 5, 6, 12])
+def test_interrupted_run_resumes_to_the_same_run(trained, tmp_path, name, lost):
+    """Five steps to an epoch; a reallocation after step 4 (glora) or at every step from 2 to 8 (AdaLoRA).
+
+    The run dies in step `lost`, before that step is saved.
+    """
+    fields = FIELDS.get(name, {})
+    _, whole, _ = trained["bert", name]
+
+    def die(step, loss):
+        if step == lost:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(build(name, **fields), tmp_path / "cut", settings(save_every=1), on_step=die)
+    method = build(name, **fields)
+    torch.manual_seed(999)
+    seen = []
+    resumed = train(
+        method, tmp_path / "cut", settings(save_every=1), on_step=lambda step, loss: seen.append((step, loss))
+    )
+    assert seen == whole.losses[lost - 1 :]
+    assert resumed.losses == whole.losses
+    assert (resumed.logits["main"] == whole.logits["main"]).all()
+    assert resumed.trace == whole.trace
+    method.check_finished()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_run_killed_after_its_last_step_takes_no_step_too_many(tmp_path, name):
+    whole = train(build(name), tmp_path, settings(save_every=6))
+    steps = []
+    again = train(build(name), tmp_path, settings(save_every=6), on_step=lambda step, loss: steps.append(step))
+    assert steps == list(range(7, 13))
+    assert (again.losses, again.trace) == (whole.losses, whole.trace)
+    assert (again.logits["main"] == whole.logits["main"]).all()
+
+
+def test_checkpoint_that_was_being_written_is_passed_over(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for step in (2, 9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (2, 9):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+
+
+class Recorder(TrainerCallback):
+    """Counts hook calls by wrapping them, and checks the optimizer after every step."""
+
+    def __init__(self, method):
+        self.method, self.before, self.after = method, [], []
+        before, after = method.before_optimizer_step, method.after_optimizer_step
+        method.before_optimizer_step = lambda step: (self.before.append(step), before(step))[1]
+        method.after_optimizer_step = lambda step: (self.after.append(step), after(step))[1]
+
+    def on_step_end(self, args, state, control, **kwargs):
+        held = [p for group in kwargs["optimizer"].param_groups for p in group["params"]]
+        trainable = [p for p in self.method.model.parameters() if p.requires_grad]
+        assert len(held) == len({id(p) for p in held})
+        assert {id(p) for p in trainable} == {id(p) for p in held}
+        stateful = set(map(id, kwargs["optimizer"].state))
+        assert {id(p) for p in trainable} == stateful
+        for parameter, entry in kwargs["optimizer"].state.items():
+            assert entry["exp_avg"].shape == entry["exp_avg_sq"].shape == parameter.shape
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_hooks_once_per_optimizer_step_and_optimizer_holds_what_is_trained(tmp_path, name, accumulation):
+    method = build(name, **({"warmup": 4, "floor": 0} if name == "glora" else {}))
+    recorder = Recorder(method)
+    changes = settings(gradient_accumulation_steps=accumulation, batch_size=4 // accumulation)
+    trainer = trainer_for(method, tmp_path, changes, callbacks=[recorder])
+    trainer.train()
+    assert recorder.before == recorder.after == list(range(1, 13))
+    assert [step for step, _ in trainer.losses] == list(range(1, 13))
+
+
+@pytest.mark.parametrize(("family", "name"), COMBINATIONS)
+def test_eval_loss_is_cross_entropy_alone(trained, family, name):
+    _, fitted, _ = trained[family, name]
+    predicted, labels = (torch.tensor(values["main"]) for values in (fitted.logits, fitted.references))
+    expected = torch.nn.functional.cross_entropy(predicted, labels)
+    assert fitted.eval_losses["main"] == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_loss_is_the_task_loss_alone(tmp_path, name):
+    """The first step's loss, before anything moved, is the base model's."""
+    model = tiny_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    data = tiny_data(4, length=9)
+    columns = ("input_ids", "attention_mask", "labels")
+    expected = model.eval()(**{c: torch.tensor(data[c][:]) for c in columns}).loss.item()
+    trainer = trainer_for(build(name, model), tmp_path, data=data)
+    trainer.train()
+    assert trainer.losses[0][1] == pytest.approx(expected, abs=1e-6)
+
+
+def decides(name):
+    """Whether a method has anything to do while training goes on."""
+    return type(build(name)).after_optimizer_step is not Method.after_optimizer_step
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if decides(name)])
+def test_hooks_never_called_is_an_error(tmp_path, name):
+    method = build(name)
+    stock = Trainer(
+        model=method.model,
+        args=training_arguments(settings(), tmp_path / "work"),
+        train_dataset=tiny_data(20),
+        data_collator=DataCollatorWithPadding(tiny_tokenizer()),
+    )
+    stock.train()
+    with pytest.raises(AllocationError, match="RankwiseCallback"):
+        method.check_finished()
+    with pytest.raises(AllocationError, match="RankwiseCallback"):
+        method.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_other_number_of_steps_is_an_error(tmp_path, name):
+    method = build(name, total_steps=30)
+    with pytest.raises(TrainingError, match="built for 30 optimizer steps, the trainer will run 12"):
+        trainer_for(method, tmp_path, driver=RankwiseCallback(method, total_steps=30)).train()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_build_depends_on_the_seed_alone(name):
+    """Neither on the global random state, nor does it move it."""
+    states = []
+    for noise in (1, 2):
+        model = tiny_model()
+        torch.manual_seed(noise)
+        states.append(build(name, model, seed=5).state_dict())
+        drawn = torch.rand(3)
+        torch.manual_seed(noise)
+        assert torch.equal(drawn, torch.rand(3))
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    if name in ADAPTERS:
+        other = build(name, seed=6).state_dict()
+        assert any(not torch.equal(states[0][key], other[key]) for key in other)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_start_as_the_base_model_and_the_base_is_frozen(name):
+    expected = logits(tiny_model())
+    method = build(name)
+    torch.testing.assert_close(logits(method.model), expected, rtol=0, atol=1e-7)
+    names = [n for n, p in method.model.named_parameters() if p.requires_grad]
+    assert all(".lora_" in n or ".classifier." in n for n in names)
+    assert any(".classifier." in n for n in names)
