@@ -38,5 +38,9 @@ check: $(STAMP)  ## lint, format and types
 bench: $(STAMP)  ## benchmarks, written to benchmarks/results/
 	@$(BIN)/python benchmarks/overhead.py --output benchmarks/results/overhead.json
 
+docs: $(STAMP)  ## build the documentation site into site/
+	@$(BIN)/python -m pip install -q -e ".[docs]"
+	@$(BIN)/zensical build
+
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@ import socket
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread only waits, for minutes on a busy machine
 
 import pytest
 from hypothesis import HealthCheck, settings

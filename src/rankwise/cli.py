@@ -64,12 +64,12 @@ def compare(
         str,
         typer.Option(help="Adapter parameters: `0.5%` of the base model, `r=4` (as uniform LoRA of rank 4), `200k`."),
     ] = "r=4",
-    seeds: Annotated[str, typer.Option(help="Number of paired seeds (`3`), or the seeds themselves (`0,5,7`).")] = "",
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps per run.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples per optimizer step.")] = 16,
+    seeds: Annotated[str, typer.Option(help="Number of paired seeds (`5`), or the seeds themselves (`0,5,7`); default: 3, or 2 with --quick.")] = "",
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps per run (default: 150; 20 with --quick).")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples per optimizer step.")] = 8,
     learning_rate: Annotated[
         float, typer.Option(min=1e-12, help="Peak learning rate, the same for every method.")
-    ] = 1e-3,
+    ] = 3e-3,
     output: Output = None,
     store: StorePath = None,
     quick: Annotated[
@@ -129,12 +129,19 @@ def run(
 def report(
     folder: Annotated[Path, typer.Argument(help="Run folder of `compare` or `run`.")],
     store: StorePath = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Json = False,
 ) -> None:
     """Print the table of a run folder again and rebuild its plots and results.json from the store."""
     from rankwise.experiments import commands
 
-    _show(commands.report(folder, store=store, command=_command()), as_json)
+    made = commands.report(folder, store=store)
+    if markdown:
+        from rankwise.experiments.markdown import results_markdown
+
+        typer.echo(results_markdown(made.content))
+        return
+    _show(made, as_json)
 
 
 @app.command("list", epilog="Example: rankwise list")

@@ -120,7 +120,9 @@ def test_new_modules_are_trained_whole_and_saved(tmp_path, family, new, name):
     method = build(name, fresh())
     assert head_modules(fresh()) == new
     root = method.model.base_model.model
-    wrapped = {n.split(".modules_to_save")[0] for n, p in root.named_parameters() if p.requires_grad and "lora_" not in n}
+    wrapped = {
+        n.split(".modules_to_save")[0] for n, p in root.named_parameters() if p.requires_grad and "lora_" not in n
+    }
     assert all(any(n == module or n.startswith(f"{module}.") for module in new) for n in wrapped)
     assert all(any(n == module or n.startswith(f"{module}.") for n in wrapped) for module in new)
     before = method.state_dict()

@@ -171,14 +171,18 @@ def test_interrupted_run_resumes_to_the_same_run(trained, tmp_path, name, lost):
         train(build(name, **fields), tmp_path / "cut", settings(save_every=1), on_step=die)
     method = build(name, **fields)
     torch.manual_seed(999)
-    seen = []
+    seen, events = [], []
     resumed = train(
-        method, tmp_path / "cut", settings(save_every=1), on_step=lambda step, loss: seen.append((step, loss))
+        method,
+        tmp_path / "cut",
+        settings(save_every=1),
+        on_step=lambda step, loss: seen.append((step, loss)),
+        on_event=events.append,
     )
     assert seen == whole.losses[lost - 1 :]
     assert resumed.losses == whole.losses
     assert (resumed.logits["main"] == whole.logits["main"]).all()
-    assert resumed.trace == whole.trace
+    assert resumed.trace == whole.trace == events
     method.check_finished()
 
 

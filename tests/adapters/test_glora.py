@@ -130,8 +130,12 @@ def test_moving_average_is_the_bias_corrected_mean(tmp_path):
 @pytest.mark.parametrize("checkpointing", [None, False, True])
 def test_exact_signal_is_autograds_gradient_of_the_weight(family, accumulation, checkpointing):
     """Summed over micro-batches, under both kinds of gradient checkpointing (`use_reentrant`)."""
-    overrides = {} if family == "llama" else {"bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}.get(
-        family, {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    overrides = (
+        {}
+        if family == "llama"
+        else {"bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}.get(
+            family, {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        )
     )
     method = build("glora", tiny_model(family, **overrides), signal="exact", warmup=3)
     model = method.model

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import AdaLoraConfig, get_peft_model
-from tiny import build, logits, settings, tiny_data, tiny_model, tiny_tokenizer, trainer_for
+from tiny import batch, build, logits, settings, tiny_data, tiny_model, tiny_tokenizer, trainer_for
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from rankwise.adapters.attach import ADAPTER, find_matrices
@@ -30,7 +30,14 @@ def by_hand(batches, steps, rates):
     names = list(find_matrices(model))
     torch.manual_seed(0)
     config = AdaLoraConfig(
-        target_r=2, init_r=3, tinit=2, tfinal=4, total_step=steps, lora_alpha=6, target_modules=names, task_type="SEQ_CLS"
+        target_r=2,
+        init_r=3,
+        tinit=2,
+        tfinal=4,
+        total_step=steps,
+        lora_alpha=6,
+        target_modules=names,
+        task_type="SEQ_CLS",
     )
     peft_model = get_peft_model(model, config).train()
     trainable = [p for p in peft_model.parameters() if p.requires_grad]
@@ -125,13 +132,11 @@ def test_calls_come_in_the_documented_order(tmp_path, monkeypatch):
         real(step)
 
     monkeypatch.setattr(tuner, "update_and_allocate", spy)
-    trainer_for(method, tmp_path).train()
+    trainer_for(method, tmp_path, settings(warmup=0)).train()
     assert calls == list(range(1, 13))
 
 
 def test_loss_of_the_task_loss_model_has_no_orthogonality_term(tmp_path):
-    from tiny import batch
-
     method = build("peft_adalora")
     inputs = batch()
     method.model.eval()
@@ -156,20 +161,14 @@ def test_stopping_before_the_last_allocation_is_an_error(tmp_path):
     method = build("peft_adalora")
     for step in range(1, 5):
         method.model.train()
-        method.model(**logits_inputs(step)).loss.backward()
+        method.model(**batch(seed=step)).loss.backward()
         method.after_optimizer_step(step)
     with pytest.raises(AllocationError, match=r"did training stop before|never pruned"):
         method.export(tmp_path / "out")
 
 
-def logits_inputs(seed):
-    from tiny import batch
-
-    return batch(seed=seed)
-
-
 def test_scores_that_are_all_equal_do_not_break_the_books(tmp_path):
-    """With a learning rate of zero every score ties; the method says that the budget was missed."""
-    method = build("peft_adalora")
-    with pytest.raises(AllocationError, match="its budget is"):
+    """With a learning rate of zero and no orthogonality every score is 0, and PEFT drops all tied components."""
+    method = build("peft_adalora", orthogonality=0.0)
+    with pytest.raises(AllocationError, match="ended at 0 parameters, its budget is"):
         run(method, tmp_path, learning_rate=0.0)

@@ -54,7 +54,8 @@ def test_registered_signals():
 
 
 @pytest.mark.parametrize(
-    ("length", "total", "steps"), [(7, 10, 7), (0.1, 100, 10), (0.1, 3, 1), (0.001, 10, 1), (0.25, 10, 2), (0.999, 5, 5)]
+    ("length", "total", "steps"),
+    [(7, 10, 7), (0.1, 100, 10), (0.1, 3, 1), (0.001, 10, 1), (0.25, 10, 2), (0.999, 5, 5)],
 )
 def test_lengths_in_steps(length, total, steps):
     assert in_steps(length, total) == steps

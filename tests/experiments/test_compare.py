@@ -114,6 +114,13 @@ def test_another_comparison_in_the_folder_is_refused_and_shared_through_the_stor
         assert (tmp_path / "more" / entry["checkpoint"]).is_dir()
 
 
+def test_folder_without_a_finished_run_is_free(options, tmp_path):
+    """A typing mistake must not spoil the folder for the corrected command."""
+    with pytest.raises(DataError):
+        go(options(label="verdictt"), tmp_path / "out")
+    assert len(go(options(), tmp_path / "out").content["runs"]) == 4
+
+
 def test_foreign_folder_is_left_alone(options, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("years of work")
@@ -128,7 +135,7 @@ def test_report_is_rebuilt_from_the_store_without_torch(options, tmp_path):
         (tmp_path / "out" / name).unlink()
     code = (
         "import sys; from pathlib import Path; from rankwise.experiments.commands import report\n"
-        f"report(Path({str(tmp_path / 'out')!r}), store=None, command='x')\n"
+        f"report(Path({str(tmp_path / 'out')!r}), store=None)\n"
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -216,7 +223,7 @@ def test_output_that_cannot_be_made(options, tmp_path):
 
 def test_report_needs_a_run_folder(tmp_path):
     with pytest.raises(OutputError, match="is no run folder"):
-        report(tmp_path, store=None, command="x")
+        report(tmp_path, store=None)
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("3", (0, 1, 2)), ("0,5,7", (0, 5, 7)), ("4,", (4,)), ("1", (0,))])

@@ -45,7 +45,9 @@ class Signal:
 
 SIGNALS: Registry[Signal] = Registry("signal")
 SIGNALS.register("record")(Signal("norm of the gradient of lora_B, as the idea was first written down"))
-SIGNALS.register("estimate")(Signal("estimate of the norm of the gradient of W, comparable between shapes", estimate=True))
+SIGNALS.register("estimate")(
+    Signal("estimate of the norm of the gradient of W, comparable between shapes", estimate=True)
+)
 SIGNALS.register("norm_of_mean")(
     Signal("estimate of the norm of the averaged gradient of W", estimate=True, average_first=True)
 )

@@ -36,7 +36,7 @@ class Size:
 
 
 DEFAULT = Size(seeds=3, steps=150, validation_examples=None)
-QUICK = Size(seeds=2, steps=25, validation_examples=240)
+QUICK = Size(seeds=2, steps=20, validation_examples=240)
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class CompareOptions:
     budget: str = "r=4"
     seeds: str = ""
     steps: int | None = None
-    batch_size: int = 16
-    learning_rate: float = 1e-3
+    batch_size: int = 8
+    learning_rate: float = 3e-3
     quick: bool = False
     text: str | None = None
     label: str | None = None
@@ -84,8 +84,8 @@ def compare(options: CompareOptions, *, output: Path | None, store: Path | None,
     plan = plan_of(options)
     runs = plan.configs()
     folder = output or RUNS / _folder_name(plan, runs)
-    with _open(folder, store, runs) as opened, reporter(len(runs)) as shown:
-        ids = comparing.run_all(runs, folder, opened, shown)
+    with _open(folder, store, runs, command) as opened, reporter(len(runs)) as shown:
+        ids = comparing.run_all(runs, opened, folder, shown)
         return _shown(write_report(opened, ids, folder, command=command), folder)
 
 
@@ -147,20 +147,21 @@ def run(file: Path, overrides: Sequence[str], *, output: Path | None, store: Pat
     """
     loaded = configs.load(file, overrides)
     folder = output or RUNS / loaded.config.run_id
-    with _open(folder, store, [loaded.config]) as opened, reporter(1) as shown:
-        ids = comparing.run_all([loaded.config], folder, opened, shown)
+    with _open(folder, store, [loaded.config], command) as opened, reporter(1) as shown:
+        ids = comparing.run_all([loaded.config], opened, folder, shown)
         made = _shown(write_report(opened, ids, folder, command=command), folder)
     notes = [f"{len(loaded.findings)} findings about {file}; `rankwise config check` shows them"] if loaded.findings else []
     return Shown(made.table, (*notes, *made.lines), made.content)
 
 
-def report(folder: Path, *, store: Path | None, command: str) -> Shown:
-    """Rebuild a run folder's report from its store.
+def report(folder: Path, *, store: Path | None) -> Shown:
+    """Rebuild a run folder's report from its store; the command that made the runs stays named in results.json.
 
     Raises:
         OutputError: `folder` is no run folder.
     """
     plan = comparing.read_plan(folder)
+    command = str(plan.get("command", ""))
     with Store(store or folder / comparing.STORE) as opened:
         return _shown(write_report(opened, list(plan["runs"]), folder, command=command), folder)
 
@@ -232,9 +233,9 @@ def _plain(finding: Finding) -> dict[str, str]:
     return {"level": finding.level, "path": finding.path, "message": finding.message}
 
 
-def _open(folder: Path, store: Path | None, runs: Sequence[RunConfig]) -> Store:
+def _open(folder: Path, store: Path | None, runs: Sequence[RunConfig], command: str) -> Store:
     """The store of a run folder, after the folder has been claimed: a wrong folder must not get a store."""
-    comparing.claim(folder, runs)
+    comparing.claim(folder, runs, command)
     return Store(store or folder / comparing.STORE)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from rankwise.errors import ConfigError, Finding, OutputError
-from rankwise.experiments.progress import Reporter, Silent
+from rankwise.experiments.progress import Reporter
 from rankwise.experiments.results import write_atomically
-from rankwise.experiments.runner import run
+from rankwise.experiments.runner import CHECKPOINTS, run
 from rankwise.experiments.schema import ModelConfig, RunConfig, TrainingConfig, method_registry
 from rankwise.experiments.store import Store
 from rankwise.tasks.base import TaskConfig
@@ -76,39 +76,37 @@ def _repeated(option: str, values: Sequence[object]) -> list[Finding]:
     return [Finding(option, f"named twice: {', '.join(twice)}")] if twice else []
 
 
-def compare(plan: Comparing, output: Path, store: Store, reporter: Reporter | None = None) -> list[str]:
-    """Do what is missing of a comparison; returns the run ids in order. Finished runs survive any interruption.
+def run_all(configs: Sequence[RunConfig], store: Store, output: Path, reporter: Reporter) -> list[str]:
+    """Do the missing ones of these runs; returns the run ids in order. Finished runs survive any interruption.
 
     Raises:
         RankwiseError: a config, data, model or output problem; what is done stays in the store.
     """
-    configs = plan.configs()
-    return run_all(configs, output, store, reporter or Silent())
-
-
-def run_all(configs: Sequence[RunConfig], output: Path, store: Store, reporter: Reporter) -> list[str]:
-    """Claim `output` for these runs and do the missing ones."""
-    claim(output, configs)
     for config in configs:
         run(config, store, output, reporter)
     return [config.run_id for config in configs]
 
 
-def claim(output: Path, configs: Sequence[RunConfig]) -> None:
+def claim(output: Path, configs: Sequence[RunConfig], command: str) -> None:
     """Mark a run folder as belonging to these runs, or find that it does already.
+
+    A folder that was claimed for other runs, none of which was ever finished, is free to take.
 
     Raises:
         OutputError: the folder holds something else, or cannot be written.
     """
-    content = {"runs": {config.run_id: config.model_dump(mode="json") for config in configs}}
+    content = {"command": command, "runs": {config.run_id: config.model_dump(mode="json") for config in configs}}
     plan = output / PLAN
     if plan.is_file():
         known = read_plan(output)
-        if list(known["runs"]) != list(content["runs"]):
+        if list(known["runs"]) == list(content["runs"]):
+            return
+        if any((output / CHECKPOINTS).glob("*")):
             raise OutputError(
                 f"{output} holds another comparison ({_difference(known['runs'], content['runs'])}); choose another "
                 f"--output. To use its finished runs again, add --store {output / STORE}"
             )
+        write_atomically(plan, _json(content))
         return
     try:
         foreign = output.is_dir() and [p.name for p in output.iterdir() if not p.name.startswith((STORE, "."))]
@@ -122,7 +120,11 @@ def claim(output: Path, configs: Sequence[RunConfig]) -> None:
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"cannot write {output}: {error.strerror or error}; choose another --output") from error
-    write_atomically(plan, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    write_atomically(plan, _json(content))
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content, indent=1, ensure_ascii=False).encode()
 
 
 def read_plan(output: Path) -> dict[str, Any]:

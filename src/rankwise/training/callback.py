@@ -41,7 +41,7 @@ class RankwiseCallback(TrainerCallback):
         method: what `MethodConfig.build` returned.
         total_steps: the `total_steps` it was built with; checked against the trainer's.
         seed: decides what new components start from.
-        on_event: called with every `RankEvent` as it happens.
+        on_event: called with every `RankEvent` as it happens; on resuming, first with those of before.
     """
 
     def __init__(
@@ -77,6 +77,8 @@ class RankwiseCallback(TrainerCallback):
         self._calls = state.global_step
         self.trace = [RankEvent(**entry[HISTORY_KEY]) for entry in state.log_history if HISTORY_KEY in entry]
         self._state = state
+        for entry in self.trace:  # a resumed run tells its whole story, also to a listener that starts from nothing
+            self._report(entry)
         if not self.trace:
             self._record(state.global_step, "start", self.method.rank_pattern(), {})
 
@@ -140,6 +142,9 @@ class RankwiseCallback(TrainerCallback):
         entry = RankEvent(step, event, dict(ranks), dict(scores))
         self.trace.append(entry)
         self._state.log_history.append({"step": step, HISTORY_KEY: asdict(entry)})  # so that a resumed run has it
+        self._report(entry)
+
+    def _report(self, entry: RankEvent) -> None:
         if self._on_event is not None:
             self._on_event(entry)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+import torch
 from transformers import DataCollatorWithPadding, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -133,6 +134,7 @@ def training_arguments(settings: FitSettings, work_dir: Path) -> TrainingArgumen
         lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.precision == "bf16",
+        use_cpu=not torch.accelerator.is_available(),  # said aloud, because Trainer refuses bf16 on a CPU otherwise
         seed=settings.seed,
         save_strategy="steps" if settings.save_every else "no",
         save_steps=settings.save_every or 500,

@@ -57,12 +57,13 @@ def load_base_model(
 ) -> BaseModel:
     """Load a sequence classifier (or regressor); the head is initialised from `seed`.
 
-    Modules that the checkpoint does not hold (the head, some poolers) are remembered on the model, because they have to
-    be trained whole: a frozen random pooler would cap every method.
+    The head, and modules that the checkpoint does not hold (some poolers), are remembered on the model, because they
+    have to be trained whole: a frozen random pooler would cap every method.
 
     Raises:
         ModelError: no such model, no network, or an architecture without a classification head.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
     from transformers.utils import logging
 
@@ -82,7 +83,7 @@ def load_base_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(_explain(name, error)) from error
     fresh = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
     setattr(model, NEW_MODULES, _top_modules(model, fresh))
@@ -94,10 +95,10 @@ def load_base_model(
 
 
 def _top_modules(model: nn.Module, keys: list[str]) -> tuple[str, ...]:
-    """Smallest useful modules holding `keys`: a child of the model, or of its backbone (`bert.pooler`)."""
+    """The head (whatever stands beside the backbone), and the backbone's children holding `keys` (`bert.pooler`)."""
     children = {name for name, _ in model.named_children()}
     backbone = getattr(model, "base_model_prefix", "")
-    found: dict[str, None] = {}
+    found = {name: None for name, child in model.named_children() if name != backbone and list(child.parameters())}
     for key in keys:
         parts = key.split(".")
         if parts[0] == backbone and len(parts) > 2:

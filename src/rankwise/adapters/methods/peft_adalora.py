@@ -180,12 +180,17 @@ class PeftAdalora(Method):
         pattern = self.model.peft_config[ADAPTER].rank_pattern
         if not pattern:
             return {n: torch.ones(layer.lora_E[ADAPTER].shape[0]).bool() for n, layer in self.layers.items()}
-        return {name: torch.tensor(pattern[_mask_key(name)]) for name in self.matrices}
+        # PEFT's own save_pretrained (a stock Trainer's checkpoint) strips the adapter's name from the keys.
+        stripped = not any(key.endswith(f".{ADAPTER}") for key in pattern)
+        keys = {name: _mask_key(name).removesuffix(f".{ADAPTER}" if stripped else "") for name in self.matrices}
+        return {name: torch.tensor(pattern[key]) for name, key in keys.items()}
 
     def _affordable(self, weights: Mapping[str, float]) -> int:
-        """How many ranks the budget buys when they are spread like `weights`."""
+        """How many ranks the budget buys when they are spread like `weights` (evenly if those are all 0)."""
         if self.target.unit == "ranks":
             return self.target.total
+        if not any(weights.values()):  # PEFT drops tied components together, at worst all of them
+            weights = dict.fromkeys(weights, 1)
         total = sum(weights.values())
         price = sum(self.costs[name] * weight / total for name, weight in weights.items())
         return int(self.target.total // price)

