@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 import typer
 
@@ -40,7 +39,7 @@ def reference():
     """docs/cli.md, from the command line itself."""
     parts = ["# Command line\n", "Generated from the commands themselves; a test keeps it current.\n"]
     for path, command in leaves(typer.main.get_command(app)):
-        context = click.Context(command, info_name=" ".join(path))
+        context = typer.Context(command, info_name=" ".join(path))
         parts.append(f"## `{' '.join(path)}`\n\n{(command.help or '').strip()}\n")
         parts.append(f"```\n{' '.join([*path, *command.collect_usage_pieces(context)])}\n```\n")
         rows = ["| option | meaning | default |", "|---|---|---|"]

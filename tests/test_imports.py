@@ -13,6 +13,7 @@ ROOT = Path(rankwise.__file__).parent
 LEVELS = {
     "errors": 0,
     "registry": 0,
+    "hub": 0,
     "__init__": 0,
     "allocation": 1,
     "engine": 1,

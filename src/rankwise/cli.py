@@ -4,6 +4,8 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,26 +91,27 @@ def compare(
     """
     from rankwise.experiments import commands
 
-    report = commands.compare(
-        commands.CompareOptions(
-            methods=methods,
-            task=task,
-            model=model,
-            budget=budget,
-            seeds=seeds,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            quick=quick,
-            text=text,
-            label=label,
-            validation=validation,
-        ),
-        output=output,
-        store=store,
-        command=_command(),
-    )
-    _show(report, as_json)
+    with _interruptible():
+        made = commands.compare(
+            commands.CompareOptions(
+                methods=methods,
+                task=task,
+                model=model,
+                budget=budget,
+                seeds=seeds,
+                steps=steps,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                quick=quick,
+                text=text,
+                label=label,
+                validation=validation,
+            ),
+            output=output,
+            store=store,
+            command=_command(),
+        )
+    _show(made, as_json)
 
 
 @app.command(epilog="Example: rankwise run my-run.yaml training.max_steps=100 seed=3")
@@ -122,7 +125,9 @@ def run(
     """Do one run, described by a config file."""
     from rankwise.experiments import commands
 
-    _show(commands.run(file, overrides or [], output=output, store=store, command=_command()), as_json)
+    with _interruptible():
+        made = commands.run(file, overrides or [], output=output, store=store, command=_command())
+    _show(made, as_json)
 
 
 @app.command(epilog="Example: rankwise report runs/rte")
@@ -212,11 +217,18 @@ def main() -> None:
     except RankwiseError as error:
         print(f"rankwise: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("rankwise: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
-        raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(141) from None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C while runs go on ends with a word on what is kept, and the exit code shells use for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("rankwise: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _command() -> str:

@@ -191,7 +191,7 @@ def test_modules_that_keep_their_rank_are_not_touched():
 
 @pytest.mark.parametrize("rank", [2, 9])
 def test_gradients_follow_the_maps(rank):
-    """The premise of the moment transfer, in float64: mapped old gradients are autograd's gradients after the resize."""
+    """Why moments can follow, in float64: mapped old gradients are autograd's gradients after the resize."""
     torch.manual_seed(0)
     a, b = torch.randn(5, 7, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
     if rank < 5:  # B A of the new rank already, so that the resize changes nothing and both losses are the same

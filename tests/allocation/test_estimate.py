@@ -1,4 +1,4 @@
-"""The estimate of ‖∂L/∂W‖ from ∂L/∂B against the exact norm, on real weights (MiniLM) and real English."""
+"""The estimate of ‖∂L/∂W‖ against the exact norm, on real weights (MiniLM) and real English."""
 
 import importlib.util
 import inspect
@@ -9,6 +9,8 @@ import pytest
 import torch
 from tiny import build
 
+from rankwise.adapters.attach import adapted_layers
+from rankwise.adapters.listen import GradientListener
 from rankwise.allocation.signals import gradient_norms
 from rankwise.training.models import EMBEDDED_PACKAGE, load_base_model
 
@@ -31,7 +33,8 @@ def family_ratios(rank, steps, rate):
     The learning rate of step t is `rate(t)`, so that A stays where it was drawn (0) or moves as it does in a warm-up.
     """
     base = load_base_model("minilm", num_labels=4, kind="classification", seed=0)
-    method = build("glora", base.model, budget=f"r={rank}", signal="exact", warmup=5)
+    method = build("glora", base.model, budget=f"r={rank}", signal="estimate", warmup=5)
+    exact_listener = GradientListener(adapted_layers(method.model), {})
     method.model.train()
     optimizer = torch.optim.AdamW([p for p in method.model.parameters() if p.requires_grad])
     examples = list(texts())
@@ -43,10 +46,11 @@ def family_ratios(rank, steps, rate):
         optimizer.zero_grad()
         method.model(**inputs, labels=torch.tensor(labels)).loss.backward()
         estimated, exact = defaultdict(float), defaultdict(float)
-        for name, norm in zip(method.matrices, gradient_norms(method._factors(), estimate=True).tolist(), strict=True):
+        pairs = zip(gradient_norms(method._listener.take()), gradient_norms(exact_listener.take()), strict=True)
+        for name, (estimate, norm) in zip(method.matrices, pairs, strict=True):
             family = name.split(".", 4)[4]
-            estimated[family] += norm
-            exact[family] += float(method._weight_gradients.pop(name).norm())
+            estimated[family] += float(estimate)
+            exact[family] += float(norm)
         found.append({family: estimated[family] / exact[family] for family in exact})
         optimizer.param_groups[0]["lr"] = rate(step)
         optimizer.step()
@@ -64,11 +68,7 @@ def test_estimate_is_within_30_percent_of_exact_for_every_family():
     assert all(0.7 < ratio < 1.3 for ratio in ratios.values()), ratios
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="training turns A towards the gradient, so the estimate grows: output.dense is several times too high",
-)
 def test_estimate_is_within_30_percent_at_the_end_of_a_warmup():
-    """After ten steps of a linear warm-up to 1e-3, when ranks are decided."""
+    """After ten steps of a linear warm-up to 1e-3, when ranks are decided and A has turned towards the gradient."""
     ratios = mean(family_ratios(rank=4, steps=12, rate=lambda step: 1e-4 * step)[-2:])
     assert all(0.7 < ratio < 1.3 for ratio in ratios.values()), ratios

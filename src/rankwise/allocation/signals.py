@@ -1,13 +1,12 @@
 """Signals: gradients in, one importance score per matrix out. Pure functions on tensors.
 
 Notation: `W: (out, in)` is a frozen matrix, `G = ∂L/∂W` its gradient (never formed in training), `A: (rank, in)`,
-`B: (out, rank)`, `s` the scaling, so that W + s·B·A acts and
+`B: (out, rank)`, `s` the scaling, so that W + s·B·A acts and ∂L/∂B = s · G Aᵀ, of shape (out, rank).
 
-    ∂L/∂B = s · G Aᵀ      (out, rank)
-
-With A drawn independently of G with variance v per entry, E‖G Aᵀ‖² = rank·v·‖G‖²: the norm of ∂L/∂B is an
-estimate of ‖G‖ once it is divided by s·√(rank·v). The raw norm is not comparable between matrices, because PEFT draws
-A with v = 1/(3·in).
+With A drawn independently of G with variance v per entry, E‖G Aᵀ‖² = rank·v·‖G‖², so ‖∂L/∂B‖ / (s·√(rank·v)) estimates
+‖G‖. But A does not stay independent: training turns it towards the gradient within a few steps, and the estimate
+comes out several times too high where `in` is wide. What is estimated here is therefore ‖G Pᵀ‖ with a fixed Gaussian
+P: (DIRECTIONS, in) of variance 1/DIRECTIONS, for which E‖G Pᵀ‖² = ‖G‖² at every step (Johnson & Lindenstrauss 1984).
 """
 
 from collections.abc import Sequence
@@ -18,61 +17,48 @@ from torch import Tensor
 
 from rankwise.registry import Registry
 
-
-@dataclass(frozen=True)
-class Factors:
-    """One adapted matrix as a signal sees it: `a: (rank, in)`, `b_grad: (out, rank)`, `scaling`."""
-
-    a: Tensor
-    b_grad: Tensor
-    scaling: float
+DIRECTIONS = 8
+"""Rows of P. The relative standard deviation of one squared norm is at most √(2 / DIRECTIONS) (rank-1 G), averages less."""
 
 
 @dataclass(frozen=True)
 class Signal:
     """How a gradient signal is read; `summary` says it in one line.
 
-    `estimate`: divide by s·√(rank·v), giving units of ‖∂L/∂W‖. `average_first`: average the gradient itself over steps
-    and take the norm last, which cancels mini-batch noise; otherwise the norms are averaged. `exact`: ‖∂L/∂W‖ from
-    the layer's inputs and output gradients instead of from ∂L/∂B.
+    `of_lora_b`: the gradient of `lora_B` as it is; otherwise that of W, `projected` on fixed random directions or in
+    full. `average_first`: average the gradient itself over steps and take the norm last, which cancels mini-batch
+    noise; otherwise the norms are averaged.
     """
 
     summary: str
-    estimate: bool = False
+    of_lora_b: bool = False
+    projected: bool = False
     average_first: bool = False
-    exact: bool = False
 
 
 SIGNALS: Registry[Signal] = Registry("signal")
-SIGNALS.register("record")(Signal("norm of the gradient of lora_B, as the idea was first written down"))
-SIGNALS.register("estimate")(
-    Signal("estimate of the norm of the gradient of W, comparable between shapes", estimate=True)
-)
+SIGNALS.register("record")(Signal("norm of the gradient of lora_B, as the idea was first written down", of_lora_b=True))
+SIGNALS.register("estimate")(Signal("unbiased estimate of the norm of the gradient of W", projected=True))
 SIGNALS.register("norm_of_mean")(
-    Signal("estimate of the norm of the averaged gradient of W", estimate=True, average_first=True)
+    Signal("estimate of the norm of the averaged gradient of W", projected=True, average_first=True)
 )
-SIGNALS.register("exact")(Signal("norm of the gradient of W itself", exact=True))
+SIGNALS.register("exact")(Signal("norm of the gradient of W itself"))
 
 
-def gradient_norms(factors: Sequence[Factors], *, estimate: bool) -> Tensor:
-    """‖∂L/∂B‖_F per matrix, or with `estimate` the estimate of ‖∂L/∂W‖_F, as a tensor of shape (matrices,).
-
-    The variance v of A is taken from A as it is now: v = ‖A‖²/(rank·in), so s·√(rank·v) = s·‖A‖/√in.
-    One fused call for all matrices, no synchronisation with the device.
-    """
-    norms = torch.stack(torch._foreach_norm([f.b_grad for f in factors]))
-    return norms / estimate_divisors(factors) if estimate else norms
+def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
+    """Frobenius norm of each gradient, shape (matrices,): one fused call, no synchronisation with the device."""
+    return torch.stack(torch._foreach_norm(list(gradients)))
 
 
-def estimate_divisors(factors: Sequence[Factors]) -> Tensor:
-    """s·‖A‖_F/√in per matrix, shape (matrices,): what turns ‖∂L/∂B‖ into an estimate of ‖∂L/∂W‖."""
-    a_norms = torch.stack(torch._foreach_norm([f.a for f in factors]))
-    sizes = torch.tensor([f.scaling / f.a.shape[1] ** 0.5 for f in factors], device=a_norms.device)
-    return a_norms * sizes
+def projection(in_features: int, generator: torch.Generator) -> Tensor:
+    """P of shape (DIRECTIONS, in): independent normal entries of variance 1/DIRECTIONS."""
+    return torch.randn(DIRECTIONS, in_features, generator=generator) / DIRECTIONS**0.5
 
 
 def weight_gradient(inputs: Tensor, output_gradients: Tensor) -> Tensor:
     """∂L/∂W = Σ over batch and tokens of (output gradient)(input)ᵀ, shape (out, in).
+
+    With the inputs projected, `inputs @ P.T`, it is ∂L/∂W Pᵀ, shape (out, DIRECTIONS), at a small part of the cost.
 
     Args:
         inputs: (..., in), what the layer was given.

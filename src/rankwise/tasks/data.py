@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankwise.errors import DataError
+from rankwise.hub import hub_reachable
 from rankwise.tasks.base import Kind, TaskConfig, TaskData
 
 if TYPE_CHECKING:
@@ -187,6 +188,8 @@ def load_hub(repository: str, subset: str | None, hint: str) -> "Mapping[str, Da
     """
     import datasets
 
+    offline = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = not hub_reachable()  # then the cache is tried at once, without retries
     try:
         with quiet_datasets():
             splits: Mapping[str, Dataset] = datasets.load_dataset(repository, subset)
@@ -195,4 +198,6 @@ def load_hub(repository: str, subset: str | None, hint: str) -> "Mapping[str, Da
         target = f"{repository} ({subset})" if subset else repository
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise DataError(f"dataset '{target}' could not be loaded from the Hugging Face hub: {reason} {hint}") from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
     return splits

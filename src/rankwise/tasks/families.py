@@ -56,6 +56,8 @@ def parse_task_spec(
         raise ConfigError(
             "task 'files'", [Finding("task", "give the file itself, e.g. --task reviews.csv, or a hub id 'owner/name'")]
         )
+    if spec.lower().startswith("glue/"):
+        raise UnknownNameError(TASKS.explain(spec))
     if not (is_file_name(spec) or is_hub_id(spec) or Path(spec).exists()):
         raise UnknownNameError(
             f"{TASKS.explain(spec)}; or a CSV, TSV, JSONL, JSON or Parquet file; or a hub dataset 'owner/name'"

