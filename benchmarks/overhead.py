@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankwise.experiments.environment import machine, versions
+from rankwise.experiments.schema import method_registry
 
 METHODS = ("lora", "glora", "peft_adalora")
 CLASSES = 6
@@ -41,12 +42,13 @@ def train_once(name: str, settings: Settings) -> float:
     import torch
     from datasets import Dataset
 
-    from rankwise.adapters.contract import METHODS as known
     from rankwise.training.fit import FitSettings, fit
     from rankwise.training.models import load_base_model
 
     base = load_base_model("minilm", num_labels=CLASSES, kind="classification", seed=0)
-    method = known[name].model_validate({"name": name}).build(base.model, total_steps=settings.steps, seed=0)
+    method = (
+        method_registry()[name].model_validate({"name": name}).build(base.model, total_steps=settings.steps, seed=0)
+    )
     generator = torch.Generator().manual_seed(0)
     rows = settings.steps * settings.batch_size
     tokens = torch.randint(1000, 20000, (rows, settings.tokens), generator=generator).tolist()
@@ -75,7 +77,8 @@ def train_once(name: str, settings: Settings) -> float:
 
 def measure_times(names: tuple[str, ...], settings: Settings, rounds: int) -> dict[str, list[float]]:
     """Seconds per method and round; the first round warms up and is thrown away."""
-    order, times = random.Random(0), {name: [] for name in names}
+    order = random.Random(0)
+    times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 1):
         for name in order.sample(names, len(names)):
             seconds = train_once(name, settings)
@@ -136,8 +139,9 @@ def main() -> None:
     settings = Settings(options.steps, options.batch_size, options.tokens)
     times = measure_times(names, settings, options.rounds)
     peaks = {name: measure_peak(name, settings) for name in names}
+    found = rows(names, times, peaks)
     result = {
-        "rows": rows(names, times, peaks),
+        "rows": found,
         "settings": vars(settings),
         "machine": machine(),
         "versions": versions(),
@@ -150,7 +154,7 @@ def main() -> None:
         print(text)
         return
     print(f"{'method':<14}{'ratio to lora':>14}{'spread':>9}{'peak memory':>13}")
-    for row in result["rows"]:  # type: ignore[attr-defined]
+    for row in found:
         print(f"{row['method']:<14}{row['ratio_to_lora']:>14}{row['spread']:>9}{row['peak_memory_ratio']:>13}")
 
 

@@ -102,9 +102,7 @@ def test_no_import_cycles():
     ],
 )
 def test_some_packages_stay_in_their_place(package, allowed):
-    users = {
-        p.relative_to(ROOT).as_posix() for p in FILES if any(n.split(".")[0] == package for n in imported(p))
-    }
+    users = {p.relative_to(ROOT).as_posix() for p in FILES if any(n.split(".")[0] == package for n in imported(p))}
     assert users <= allowed
 
 
@@ -121,7 +119,9 @@ def test_no_eval_or_exec_or_unsafe_load():
 @pytest.mark.parametrize("module", ["rankwise.cli", "rankwise.experiments.report", "rankwise.experiments.schema"])
 def test_these_import_no_torch(module):
     """Help is fast, and a report can be rebuilt without torch."""
-    code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'peft', 'datasets') if m in sys.modules])"
+    code = (
+        f"import sys, {module}; print([m for m in ('torch', 'transformers', 'peft', 'datasets') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -66,8 +66,15 @@ def compare(
         str,
         typer.Option(help="Adapter parameters: `0.5%` of the base model, `r=4` (as uniform LoRA of rank 4), `200k`."),
     ] = "r=4",
-    seeds: Annotated[str, typer.Option(help="Number of paired seeds (`5`), or the seeds themselves (`0,5,7`); default: 3, or 2 with --quick.")] = "",
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps per run (default: 150; 20 with --quick).")] = None,
+    seeds: Annotated[
+        str,
+        typer.Option(
+            help="Number of paired seeds (`5`), or the seeds themselves (`0,5,7`); default: 3, or 2 with --quick."
+        ),
+    ] = "",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps per run (default: 150; 20 with --quick).")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per optimizer step.")] = 8,
     learning_rate: Annotated[
         float, typer.Option(min=1e-12, help="Peak learning rate, the same for every method.")
@@ -86,8 +93,8 @@ def compare(
 ) -> None:
     """Compare methods at the same number of adapter parameters, with paired seeds.
 
-    Trains every method with every seed, prints a table with error bars, and writes checkpoints, plots, results.json and the
-    results store into the run folder. The same command again does only what is missing.
+    Trains every method with every seed, prints a table with error bars, and writes checkpoints, plots, results.json
+    and the results store into the run folder. The same command again does only what is missing.
     """
     from rankwise.experiments import commands
 

@@ -10,7 +10,7 @@ def hub_reachable() -> bool:
     """One request without retries. False in offline mode, without a network, or behind a wall; then only what is
     cached or local is tried."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     if constants.HF_HUB_OFFLINE:
         return False

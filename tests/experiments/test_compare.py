@@ -105,7 +105,7 @@ def test_uniform_against_uniform_is_identical(options, tmp_path):
 def test_another_comparison_in_the_folder_is_refused_and_shared_through_the_store(options, tmp_path):
     go(options(), tmp_path / "out")
     before = (tmp_path / "out/results.json").read_bytes()
-    with pytest.raises(OutputError, match="holds another comparison .*method.budget: r=2 there, r=3 here"):
+    with pytest.raises(OutputError, match=r"holds another comparison .*method.budget: r=2 there, r=3 here"):
         go(options(budget="r=3"), tmp_path / "out")
     assert (tmp_path / "out/results.json").read_bytes() == before
     made = go(options(methods="lora,glora,full"), tmp_path / "more", store=tmp_path / "out/store.sqlite")
@@ -148,7 +148,7 @@ def test_report_is_rebuilt_from_the_store_without_torch(options, tmp_path):
 def test_lost_checkpoint_is_named(options, tmp_path):
     go(options(), tmp_path / "out")
     shutil.rmtree(tmp_path / "out/checkpoints")
-    with pytest.raises(OutputError, match="is completed in .* but its checkpoint .* is gone"):
+    with pytest.raises(OutputError, match=r"is completed in .* but its checkpoint .* is gone"):
         go(options(), tmp_path / "out")
 
 
@@ -217,7 +217,7 @@ def test_output_that_cannot_be_made(options, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="choose another --output"):
         go(options(), tmp_path / "file")
-    with pytest.raises(OutputError, match="cannot write .*choose another --output"):
+    with pytest.raises(OutputError, match=r"cannot write .*choose another --output"):
         go(options(), tmp_path / "file/inside")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from rankwise.registry import Registry
 
 DIRECTIONS = 8
-"""Rows of P. The relative standard deviation of one squared norm is at most √(2 / DIRECTIONS) (rank-1 G), averages less."""
+"""Rows of P. A squared norm has a relative standard deviation of at most √(2 / DIRECTIONS), reached if G has rank 1."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ SIGNALS.register("exact")(Signal("norm of the gradient of W itself"))
 
 def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
     """Frobenius norm of each gradient, shape (matrices,): one fused call, no synchronisation with the device."""
-    return torch.stack(torch._foreach_norm(list(gradients)))
+    norms: list[Tensor] = torch._foreach_norm(list(gradients))
+    return torch.stack(norms)
 
 
 def projection(in_features: int, generator: torch.Generator) -> Tensor:

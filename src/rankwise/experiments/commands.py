@@ -150,7 +150,9 @@ def run(file: Path, overrides: Sequence[str], *, output: Path | None, store: Pat
     with _open(folder, store, [loaded.config], command) as opened, reporter(1) as shown:
         ids = comparing.run_all([loaded.config], opened, folder, shown)
         made = _shown(write_report(opened, ids, folder, command=command), folder)
-    notes = [f"{len(loaded.findings)} findings about {file}; `rankwise config check` shows them"] if loaded.findings else []
+    notes = (
+        [f"{len(loaded.findings)} findings about {file}; `rankwise config check` shows them"] if loaded.findings else []
+    )
     return Shown(made.table, (*notes, *made.lines), made.content)
 
 
@@ -248,4 +250,3 @@ def _folder_name(plan: comparing.Comparing, runs: Sequence[RunConfig]) -> str:
 def _shown(made: Report, folder: Path) -> Shown:
     lines = ("", *(str(path) for path in made.files), f"{folder}/checkpoints")
     return Shown(comparison_table(made.records, made.comparisons), lines, made.content)
-

@@ -95,7 +95,10 @@ def claim(output: Path, configs: Sequence[RunConfig], command: str) -> None:
     Raises:
         OutputError: the folder holds something else, or cannot be written.
     """
-    content = {"command": command, "runs": {config.run_id: config.model_dump(mode="json") for config in configs}}
+    content: dict[str, Any] = {
+        "command": command,
+        "runs": {config.run_id: config.model_dump(mode="json") for config in configs},
+    }
     plan = output / PLAN
     if plan.is_file():
         known = read_plan(output)

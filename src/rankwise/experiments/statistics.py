@@ -121,8 +121,8 @@ def compare_arms(
     V_examples alone and `note` says so.
 
     Sources: W. G. Howe, "Approximate confidence limits on the mean of X + Y", Journal of the American Statistical
-    Association 69, 1974; G. Y. Zou and A. Donner, "Construction of confidence limits about effect measures", Statistics in
-    Medicine 27, 2008; A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007.
+    Association 69, 1974; G. Y. Zou and A. Donner, "Construction of confidence limits about effect measures",
+    Statistics in Medicine 27, 2008; A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007.
 
     Args:
         arm: completed runs of one method, one per seed.

