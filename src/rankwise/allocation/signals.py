@@ -47,13 +47,13 @@ SIGNALS.register("exact")(Signal("norm of the gradient of W itself"))
 
 def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
     """Frobenius norm of each gradient, shape (matrices,): one fused call, no synchronisation with the device."""
-    norms: list[Tensor] = torch._foreach_norm(list(gradients))
-    return torch.stack(norms)
+    return torch.stack(list(torch._foreach_norm(list(gradients))))
 
 
 def projection(in_features: int, generator: torch.Generator) -> Tensor:
     """P of shape (DIRECTIONS, in): independent normal entries of variance 1/DIRECTIONS."""
-    return torch.randn(DIRECTIONS, in_features, generator=generator) / DIRECTIONS**0.5
+    entries: Tensor = torch.randn(DIRECTIONS, in_features, generator=generator)
+    return entries * DIRECTIONS**-0.5
 
 
 def weight_gradient(inputs: Tensor, output_gradients: Tensor) -> Tensor:
