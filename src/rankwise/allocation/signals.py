@@ -9,6 +9,7 @@ comes out several times too high where `in` is wide. What is estimated here is t
 P: (DIRECTIONS, in) of variance 1/DIRECTIONS, for which E‖G Pᵀ‖² = ‖G‖² at every step (Johnson & Lindenstrauss 1984).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
 def projection(in_features: int, generator: torch.Generator) -> Tensor:
     """P of shape (DIRECTIONS, in): independent normal entries of variance 1/DIRECTIONS."""
     entries: Tensor = torch.randn(DIRECTIONS, in_features, generator=generator)
-    return entries * DIRECTIONS**-0.5
+    return entries / math.sqrt(DIRECTIONS)
 
 
 def weight_gradient(inputs: Tensor, output_gradients: Tensor) -> Tensor:
