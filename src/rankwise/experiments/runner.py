@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -272,8 +272,3 @@ def _note_failure(run_id: str, store: Store, message: str) -> None:
     except RankwiseError:
         return
 
-
-def environment_of(records: list[RunRecord]) -> dict[str, Any]:
-    """Machine and versions as the runs recorded them (the last run's)."""
-    last: dict[str, Any] = dict(records[-1].environment)
-    return {"machine": last["machine"], "versions": last["versions"]}
