@@ -1,6 +1,5 @@
 # `make demo` runs the main job, `make test` the tests; both set up first, once.
 SHELL := /bin/bash
-.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +16,7 @@ setup: $(STAMP)  ## create .venv and install everything, once
 $(STAMP): pyproject.toml constraints.txt
 	@echo "setting up $(VENV): about 100 packages, 1 to 5 minutes, once"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[demo,dev]" \
+	@set -o pipefail; PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[demo,dev]" \
 		| awk '/^(Collecting|Installing|Successfully)/ { printf "\r\033[K  %d packages  %.50s", n += /^Collecting/, $$0; fflush() } END { print "" }'
 	@touch $@
 

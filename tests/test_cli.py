@@ -162,7 +162,13 @@ def test_report_of_no_run_folder(call, tmp_path):
 def test_interrupt_keeps_finished_runs_and_the_same_command_goes_on(tiny, tmp_path):
     """A real SIGINT in the middle; then the same command does the rest."""
     words = [*PROGRAM, "compare", *map(str, tiny), "--seeds", "4", "--steps", "60", "--output", str(tmp_path / "out")]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        words,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell passes it on as ignored
+    ) as process:
         assert process.stderr is not None
         while not process.stderr.readline().startswith("[2/8]"):
             assert process.poll() is None

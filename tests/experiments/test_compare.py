@@ -161,6 +161,9 @@ def test_lost_checkpoint_is_named(options, tmp_path):
         ({"seeds": "none"}, ConfigError, "'none' is neither a number of seeds"),
         ({"seeds": "1,1"}, ConfigError, "--seeds: named twice: 1"),
         ({"budget": "many"}, BudgetError, "cannot read budget 'many'"),
+        ({"budget": "24 ranks"}, BudgetError, "counts ranks, but methods are compared at equal parameters"),
+        ({"budget": "1,5M"}, BudgetError, "cannot read budget"),
+        ({"seeds": "20260101"}, ConfigError, "for one seed of that number write '20260101,'"),
         ({"budget": "10"}, BudgetError, "one rank in each of the 12 matrices costs"),
         ({"label": "verdictt"}, DataError, "did you mean 'verdict'"),
         ({"model": "./nowhere"}, ModelError, "model folder ./nowhere does not exist"),
@@ -219,6 +222,64 @@ def test_output_that_cannot_be_made(options, tmp_path):
         go(options(), tmp_path / "file")
     with pytest.raises(OutputError, match=r"cannot write .*choose another --output"):
         go(options(), tmp_path / "file/inside")
+
+
+def test_changed_data_under_the_same_name_is_refused(options, tmp_path, data_file):
+    """The run id covers the config; a finished run of other examples must not be passed off as this one."""
+    data = tmp_path / "d.csv"
+    data.write_text(data_file.read_text())
+    go(options(task=str(data)), tmp_path / "out")
+    go(options(task=str(data)), tmp_path / "out")
+    data.write_text(data_file.read_text().replace("word1 ", "word2 "))
+    runner.load_task.cache_clear()  # as in the next process
+    with pytest.raises(DataError, match=r"was made with other inputs .* the data or the model folder has changed"):
+        go(options(task=str(data)), tmp_path / "out")
+
+
+def test_half_copied_checkpoint_is_copied_again(options, tmp_path):
+    go(options(), tmp_path / "out")
+    again = go(options(), tmp_path / "more", store=tmp_path / "out/store.sqlite")
+    weights = tmp_path / "more" / again.content["runs"][0]["checkpoint"] / "adapter_model.safetensors"
+    weights.unlink()
+    go(options(), tmp_path / "more", store=tmp_path / "out/store.sqlite")
+    assert weights.is_file()
+    report(tmp_path / "more", store=None)
+    assert not (tmp_path / "more/store.sqlite").exists()
+
+
+def test_report_without_its_store(options, tmp_path):
+    go(options(methods="lora"), tmp_path / "out")
+    for path in (tmp_path / "out").glob("store.sqlite*"):
+        path.unlink()
+    with pytest.raises(StoreError, match=r"is not at .*name it with --store"):
+        report(tmp_path / "out", store=None)
+    assert not (tmp_path / "out/store.sqlite").exists()
+
+
+def test_real_file_size_limit_is_one_message(options, tmp_path):
+    """What safetensors raises on a full disk is no OSError."""
+    code = (
+        "import resource, sys; from pathlib import Path; from rankwise.errors import OutputError\n"
+        "from rankwise.adapters.export import new_directory; from safetensors.torch import save_file; import torch\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        f"    with new_directory(Path({str(tmp_path / 'x')!r})) as folder:\n"
+        "        save_file({'a': torch.zeros(9999)}, str(folder / 'a.safetensors'))\n"
+        "except OutputError as error:\n"
+        "    sys.exit(0 if 'cannot write' in str(error) else 1)\n"
+        "sys.exit(2)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_long_texts_are_cut_to_what_the_model_takes(options, tmp_path, data_file):
+    long = tmp_path / "long.csv"
+    rows = data_file.read_text().splitlines()
+    long.write_text("\n".join([rows[0], *(f"{'word1 ' * 90}{row}" for row in rows[1:])]) + "\n")
+    assert go(options(task=str(long), methods="lora", seeds="0,"), tmp_path / "out").content["runs"]
 
 
 def test_report_needs_a_run_folder(tmp_path):

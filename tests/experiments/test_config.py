@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -145,7 +145,7 @@ sweep: {search_space: {training.lr: {type: int, low: 3, high: 2}, method.beta: {
     for line in (
         "model.nme: unknown key, did you mean 'name'? Allowed in model: name, revision",
         "tsak: unknown key, did you mean 'task'?",
-        "method.warmup: 0 must be at least 1 or above 0",
+        "method.warmup: 0 must be a number of steps (whole, 1 or more) or a fraction of training (above 0, below 1)",
         "method.beta: 2 must be below 1",
         "method.budgt: unknown key, did you mean 'budget'?",
         "method.floor: 'true' must be a whole number",
@@ -356,6 +356,7 @@ def test_metrics_of_another_task_are_left_out_or_refused(written):
 
 
 @given(st.dictionaries(st.text("abcxyz_", min_size=1), st.one_of(st.text(), st.integers(), st.booleans(), st.none())))
+@example({"a": "one\x85two", "b": "\u2028", "c": "\r"})
 def test_dumped_yaml_reads_back(data):
     text = dump_yaml({**data, "fixed": ["1e5", "2e-4", "1_0.5", "true", "2020-01-01", 1e-5]})
     assert parse_yaml(text, "x").data == {**data, "fixed": ["1e5", "2e-4", "1_0.5", "true", "2020-01-01", 1e-5]}

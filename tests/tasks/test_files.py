@@ -330,3 +330,26 @@ def test_a_stratified_sample_has_the_size_and_the_shares(count):
     assert count < 3 or counts.min() >= 1
     assert (picked == stratified_sample(labels, count, "classification")).all()
     assert count in (1, 99) or (picked != stratified_sample(labels, count, "classification", seed=1)).any()
+
+
+def test_rare_class_stays_in_training(tmp_path):
+    """A class with one example is not moved into validation, where it would be unknown."""
+    rows = [f"text number {i},{'a' if i % 2 else 'b'}" for i in range(60)] + ["the only one,rare"]
+    (tmp_path / "d.csv").write_text("\n".join(["text,label", *rows]))
+    data = FilesTask(path=str(tmp_path / "d.csv")).load()
+    assert "rare" in data.label_names
+    assert data.label_names.index("rare") in data.train["label"][:]
+
+
+def test_whole_numbers_written_as_floats_are_classes(tmp_path):
+    rows = [{"text": f"text number {i}", "label": float(i % 2)} for i in range(40)]
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    data = FilesTask(path=str(tmp_path / "d.jsonl")).load()
+    assert (data.kind, data.label_names) == ("classification", ("0", "1"))
+
+
+def test_one_validation_example_is_refused_before_training(tmp_path):
+    (tmp_path / "t.csv").write_text("text,label\n" + "\n".join(f"text {i},{'ab'[i % 2]}" for i in range(20)))
+    (tmp_path / "v.csv").write_text("text,label\nalone,a\n")
+    with pytest.raises(DataError, match="has 1 example; error bars need at least 2"):
+        FilesTask(path=str(tmp_path / "t.csv"), validation=str(tmp_path / "v.csv")).load()

@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from rankwise.errors import ConfigError, Finding
 from rankwise.registry import Registry
 
 Form = Literal["compact"]
@@ -41,6 +42,10 @@ class MethodConfig(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="method name, as `rankwise list` prints it")
+
+    def check(self, total_steps: int) -> list[Finding]:
+        """What cannot work in a training of `total_steps` optimizer steps; asked before anything is trained."""
+        return []
 
     @abstractmethod
     def build(self, model: nn.Module, *, total_steps: int, seed: int) -> "Method":
@@ -135,6 +140,16 @@ class Method(ABC):
 
 
 METHODS: Registry[type[MethodConfig]] = Registry("method")
+
+
+def refuse_impossible(config: MethodConfig, total_steps: int) -> None:
+    """Stop if `config.check` found something.
+
+    Raises:
+        ConfigError: with all findings.
+    """
+    if findings := config.check(total_steps):
+        raise ConfigError(config.name, findings)
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:

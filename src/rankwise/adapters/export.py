@@ -14,6 +14,7 @@ from pathlib import Path
 
 from peft import LoraConfig, PeftModel
 from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -107,7 +108,7 @@ def new_directory(directory: Path) -> Iterator[Path]:
         temporary.replace(directory)
     except OutputError:
         raise
-    except OSError as error:
-        raise OutputError(f"cannot write {directory}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {directory}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -16,11 +16,12 @@ from rankwise.errors import BudgetError
 Unit = Literal["percent", "rank", "parameters", "ranks"]
 
 _FORMS = "'0.5%' (of the base model's parameters), 'r=4' (uniform LoRA of rank 4), '200k' parameters, '144 ranks'"
+_WHOLE = r"(?:\d{1,3}(?:[,_]\d{3})+|\d{1,15})"
 _PATTERNS: tuple[tuple[Unit, str], ...] = (
-    ("percent", r"(?P<n>\d+(?:\.\d+)?)\s*%"),
-    ("rank", r"r\s*=\s*(?P<n>\d+)"),
-    ("ranks", r"(?P<n>[\d_,]+)\s*ranks?"),
-    ("parameters", r"(?P<n>[\d_,]+(?:\.\d+)?)\s*(?P<suffix>[km]?)(?:\s*param(?:eter)?s)?"),
+    ("percent", r"(?P<n>\d{1,3}(?:\.\d+)?)\s*%"),
+    ("rank", r"r\s*=\s*(?P<n>\d{1,6})"),
+    ("ranks", rf"(?P<n>{_WHOLE})\s*ranks?"),
+    ("parameters", rf"(?P<n>{_WHOLE}(?:\.\d+)?)\s*(?P<suffix>[km]?)(?:\s*param(?:eter)?s)?"),
 )
 _SUFFIX = {"": 1, "k": 1_000, "m": 1_000_000}
 

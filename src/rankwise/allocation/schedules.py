@@ -2,9 +2,21 @@
 
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Lt
+from pydantic import AfterValidator
 
-Length = Annotated[int, Ge(1)] | Annotated[float, Gt(0), Lt(1)]
+
+def _length(value: int | float) -> int | float:
+    """Whole steps (12000.0 is 12000), or a fraction below 1; 1.0 could mean either and is refused."""
+    if isinstance(value, float) and value.is_integer() and value != 1:
+        value = int(value)
+    if value <= 0 or (isinstance(value, float) and not value < 1):
+        raise ValueError(
+            f"{value:g} must be a number of steps (whole, 1 or more) or a fraction of training (above 0, below 1)"
+        )
+    return value
+
+
+Length = Annotated[int | float, AfterValidator(_length)]
 """A number of optimizer steps (int >= 1), or a fraction of all steps (float between 0 and 1)."""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from rankwise.errors import ConfigError, Finding
+from rankwise.errors import BudgetError, ConfigError, Finding, StoreError
 from rankwise.experiments import compare as comparing
 from rankwise.experiments import config as configs
 from rankwise.experiments.import_record import write_run_configs
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 RUNS = Path("runs")
+MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,11 @@ def plan_of(options: CompareOptions) -> comparing.Comparing:
     from rankwise.tasks.families import parse_task_spec
 
     size = QUICK if options.quick else DEFAULT
-    parse_budget(options.budget)
+    if parse_budget(options.budget).unit == "ranks":
+        raise BudgetError(
+            f"budget '{options.budget}' counts ranks, but methods are compared at equal parameters; write '0.5%', "
+            "'r=4' or '200k' (ranks are for `rankwise run`)"
+        )
     task = parse_task_spec(
         options.task,
         text=options.text,
@@ -135,6 +140,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         raise ConfigError("compare", [Finding("--seeds", message)])
     if "," in text:
         return tuple(int(part) for part in parts)
+    if int(parts[0]) > MOST_SEEDS:
+        message = f"{text} seeds are more than {MOST_SEEDS}; for one seed of that number write '{text},'"
+        raise ConfigError("compare", [Finding("--seeds", message)])
     return tuple(range(int(parts[0])))
 
 
@@ -164,7 +172,10 @@ def report(folder: Path, *, store: Path | None) -> Shown:
     """
     plan = comparing.read_plan(folder)
     command = str(plan.get("command", ""))
-    with Store(store or folder / comparing.STORE) as opened:
+    path = store or folder / plan.get("store", comparing.STORE)
+    if not path.is_file():
+        raise StoreError(f"the results store of {folder} is not at {path}; name it with --store")
+    with Store(path) as opened:
         return _shown(write_report(opened, list(plan["runs"]), folder, command=command), folder)
 
 
@@ -237,8 +248,9 @@ def _plain(finding: Finding) -> dict[str, str]:
 
 def _open(folder: Path, store: Path | None, runs: Sequence[RunConfig], command: str) -> Store:
     """The store of a run folder, after the folder has been claimed: a wrong folder must not get a store."""
-    comparing.claim(folder, runs, command)
-    return Store(store or folder / comparing.STORE)
+    path = store or folder / comparing.STORE
+    comparing.claim(folder, runs, command, path)
+    return Store(path)
 
 
 def _folder_name(plan: comparing.Comparing, runs: Sequence[RunConfig]) -> str:
@@ -248,5 +260,6 @@ def _folder_name(plan: comparing.Comparing, runs: Sequence[RunConfig]) -> str:
 
 
 def _shown(made: Report, folder: Path) -> Shown:
-    lines = ("", *(str(path) for path in made.files), f"{folder}/checkpoints")
+    notes = sorted({f"note: {c.note}" for c in made.comparisons if c.note})
+    lines = (*notes, "", *(str(path) for path in made.files), f"{folder}/checkpoints")
     return Shown(comparison_table(made.records, made.comparisons), lines, made.content)

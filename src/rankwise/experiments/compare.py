@@ -1,8 +1,9 @@
 """A comparison: several methods, one task, one budget, paired seeds. Builds the runs and does the missing ones."""
 
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from rankwise.errors import ConfigError, Finding, OutputError
 from rankwise.experiments.progress import Reporter
 from rankwise.experiments.results import write_atomically
-from rankwise.experiments.runner import CHECKPOINTS, run
+from rankwise.experiments.runner import CHECKPOINTS, load_task, run, total_steps
 from rankwise.experiments.schema import ModelConfig, RunConfig, TrainingConfig, method_registry
 from rankwise.experiments.store import Store
 from rankwise.tasks.base import TaskConfig
@@ -82,12 +83,23 @@ def run_all(configs: Sequence[RunConfig], store: Store, output: Path, reporter: 
     Raises:
         RankwiseError: a config, data, model or output problem; what is done stays in the store.
     """
+    _refuse_impossible(configs)
     for config in configs:
         run(config, store, output, reporter)
     return [config.run_id for config in configs]
 
 
-def claim(output: Path, configs: Sequence[RunConfig], command: str) -> None:
+def _refuse_impossible(configs: Sequence[RunConfig]) -> None:
+    """Before the first run, not after hours: what no method can do in the steps there are."""
+    found: dict[Finding, None] = {}
+    for config in configs:
+        steps = total_steps(config, len(load_task(config.task).train))
+        found |= {replace(f, path=f"{config.method.name}: {f.path}"): None for f in config.method.check(steps)}
+    if found:
+        raise ConfigError("compare" if len(configs) > 1 else "run", list(found))
+
+
+def claim(output: Path, configs: Sequence[RunConfig], command: str, store: Path) -> None:
     """Mark a run folder as belonging to these runs, or find that it does already.
 
     A folder that was claimed for other runs, none of which was ever finished, is free to take.
@@ -97,6 +109,7 @@ def claim(output: Path, configs: Sequence[RunConfig], command: str) -> None:
     """
     content: dict[str, Any] = {
         "command": command,
+        "store": os.path.relpath(store, output),
         "runs": {config.run_id: config.model_dump(mode="json") for config in configs},
     }
     plan = output / PLAN

@@ -41,7 +41,9 @@ def write_report(store: Store, run_ids: Sequence[str], output: Path, *, command:
     if not records:
         raise OutputError(f"{output}: none of its {len(run_ids)} runs is completed in {store.path}")
     local = [replace(r, checkpoint=f"checkpoints/{r.run_id}") for r in records]
-    comparisons = compare_all(store, local)
+    comparisons = [
+        replace(c, note="; ".join(filter(None, [c.note, _mixed(records)]))) for c in compare_all(store, local)
+    ]
     environment = records[-1].environment
     meta = {"machine": environment["machine"], "versions": environment["versions"], "command": command}
     content = build_results(local, comparisons, meta)
@@ -50,6 +52,12 @@ def write_report(store: Store, run_ids: Sequence[str], output: Path, *, command:
     if any(r.rank_pattern for r in local):
         files.append(plot_rank_heatmap(local, output / RANK_PLOT))
     return Report(local, comparisons, content, tuple(files))
+
+
+def _mixed(records: Sequence[RunRecord]) -> str:
+    """A warning if the runs were not all made by the same code and packages."""
+    kinds = {(str(r.environment.get("code")), str(r.environment.get("versions"))) for r in records}
+    return "runs were made by different versions of Rankwise or its packages" if len(kinds) > 1 else ""
 
 
 def compare_all(store: Store, records: Sequence[RunRecord]) -> list[Comparison]:

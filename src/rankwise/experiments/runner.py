@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rankwise.errors import OutputError, RankwiseError, TrainingError
+from rankwise.errors import DataError, OutputError, RankwiseError, TrainingError
 from rankwise.experiments.environment import code_state, machine, versions
 from rankwise.experiments.progress import Reporter, Silent
 from rankwise.experiments.records import RunRecord
@@ -50,39 +50,61 @@ def run(config: RunConfig, store: Store, output: Path, reporter: Reporter | None
             marked as failed in the store, with the message.
     """
     reporter = reporter or Silent()
-    found = finished(config, store, output)
+    record = new_record(config)
+    found = finished(record, store, output)
     if found is not None:
         reporter.end(found, reused=True)
         return Ran(found, reused=True)
-    record = new_record(config)
+    work = output / WORK / record.run_id
+    before = store.get(record.run_id)
+    if before is not None and before.environment.get("inputs") != record.environment["inputs"]:
+        shutil.rmtree(work, ignore_errors=True)  # its saved state belongs to other data
     store.begin(record)
     with _noted(record.run_id, store):
         done = _train(config, record, store, output, reporter)
         store.finish(done)
-    shutil.rmtree(output / WORK / record.run_id, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
+    if work.parent.is_dir() and not any(work.parent.iterdir()):
+        work.parent.rmdir()
     reporter.end(done, reused=False)
     return Ran(done, reused=False)
 
 
-def finished(config: RunConfig, store: Store, output: Path) -> RunRecord | None:
-    """The completed run of this config, if the store has it; its checkpoint is copied to `output` if it lies elsewhere.
+def finished(wanted: RunRecord, store: Store, output: Path) -> RunRecord | None:
+    """The completed run of this id, if the store has it; its checkpoint is copied to `output` if it lies elsewhere.
 
     Raises:
+        DataError: it was made with other data or another model under the same name.
         OutputError: the run is in the store but its checkpoint is gone.
     """
-    record = store.get(config.run_id)
+    record = store.get(wanted.run_id)
     if record is None or record.status != "completed" or record.checkpoint is None:
         return None
+    _check_inputs(record, wanted, store)
     here = output / CHECKPOINTS / record.run_id
     there = store.path.parent / record.checkpoint
-    if not there.is_dir() and not here.is_dir():
-        raise OutputError(
-            f"run {record.run_id} is completed in {store.path}, but its checkpoint {there} is gone; restore it, or use "
-            "another --store to run it again"
-        )
-    if not here.is_dir():
+    if not _complete(here):
+        if not _complete(there):
+            raise OutputError(
+                f"run {record.run_id} is completed in {store.path}, but its checkpoint {there} is gone; restore it, or "
+                "use another --store to run it again"
+            )
         _copy(there, here)
     return replace(record, checkpoint=str(here.relative_to(output)))
+
+
+def _check_inputs(record: RunRecord, wanted: RunRecord, store: Store) -> None:
+    """A run id covers the config; the data and a local model folder behind its names may have changed since."""
+    there, here = record.environment.get("inputs"), wanted.environment["inputs"]
+    if there != here:
+        raise DataError(
+            f"run {record.run_id} in {store.path} was made with other inputs under the same names ({there} there, "
+            f"{here} now): the data or the model folder has changed; use another --output (and --store)"
+        )
+
+
+def _complete(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
 
 
 def new_record(config: RunConfig) -> RunRecord:
@@ -95,8 +117,15 @@ def new_record(config: RunConfig) -> RunRecord:
         seed=config.seed,
         budget=getattr(config.method, "budget", None),
         config=config.model_dump(mode="json"),
-        environment={"machine": machine(), "versions": versions(), "code": code_state()},
+        environment={"machine": machine(), "versions": versions(), "code": code_state(), "inputs": inputs_of(config)},
     )
+
+
+def inputs_of(config: RunConfig) -> dict[str, str | None]:
+    """What the names in a config stand for: a hash of the task's examples, and of a local model folder's content."""
+    from rankwise.training.models import model_fingerprint
+
+    return {"data": load_task(config.task).fingerprint, "model": model_fingerprint(config.model.name)}
 
 
 def total_steps(config: RunConfig, train_examples: int) -> int:
@@ -128,7 +157,8 @@ def _train(config: RunConfig, record: RunRecord, store: Store, output: Path, rep
     )
     method = config.method.build(base.model, total_steps=steps, seed=config.seed)
     reporter.begin(f"{record.method}, seed {record.seed}", steps)
-    train, validation = _encoded(data, base.tokenizer, f"{name}@{config.model.revision}", config.task.max_length)
+    max_length = min(config.task.max_length, base.max_tokens or config.task.max_length)
+    train, validation = _encoded(data, base.tokenizer, f"{name}@{config.model.revision}", max_length)
     fitted = fit(
         method,
         base.tokenizer,
@@ -152,7 +182,9 @@ def _train(config: RunConfig, record: RunRecord, store: Store, output: Path, rep
         train_seconds=fitted.train_seconds,
         steps=steps,
         rank_pattern=method.rank_pattern(),
-        checkpoint=str(checkpoint.relative_to(output)) if store.path.parent == output else str(checkpoint.resolve()),
+        checkpoint=str(checkpoint.relative_to(output))
+        if _same(store.path.parent, output)
+        else str(checkpoint.resolve()),
     )
 
 
@@ -238,11 +270,18 @@ def _export(method: "Method", output: Path, run_id: str) -> Path:
     return method.export(directory)
 
 
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
 def _copy(source: Path, target: Path) -> None:
-    try:
-        shutil.copytree(source, target)
-    except OSError as error:
-        raise OutputError(f"cannot copy checkpoint {source} to {target}: {error.strerror or error}") from error
+    """Copy a checkpoint; a half-written one never stands under its final name."""
+    from rankwise.adapters.export import new_directory
+
+    if target.is_dir():
+        shutil.rmtree(target)
+    with new_directory(target) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 @contextmanager
@@ -271,4 +310,3 @@ def _note_failure(run_id: str, store: Store, message: str) -> None:
         store.fail(run_id, "failed", message)
     except RankwiseError:
         return
-

@@ -74,6 +74,15 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _text_node(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    """Texts with a line break that is not \\n are double-quoted: PyYAML would fold them otherwise."""
+    odd = any(character in value for character in "\r\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if odd else None)
+
+
+_Dumper.add_representer(str, _text_node)
+
+
 def _without(resolvers: Mapping[str, Any], *tags: str) -> dict[str, list[Any]]:
     return {first: [pair for pair in pairs if pair[0] not in tags] for first, pairs in resolvers.items()}
 

@@ -79,6 +79,10 @@ def split_off(examples: Examples, fraction: float, kind: Kind, seed: int = SAMPL
     """(rest, part): a stratified `fraction` of the examples split off, at least one and never all of them."""
     count = min(len(examples) - 1, max(1, round(fraction * len(examples))))
     part = stratified_sample(examples.label, count, kind, seed)
+    if kind == "classification":  # a class whose only examples would leave stays behind with one
+        labels = np.asarray(examples.label)
+        gone = [k for k in np.unique(labels) if (labels[part] == k).sum() == (labels == k).sum()]
+        part = np.setdiff1d(part, [part[labels[part] == k][0] for k in gone])
     rest = np.setdiff1d(np.arange(len(examples)), part)
     return examples.take(rest), examples.take(part)
 
@@ -103,6 +107,8 @@ def check_examples(
     for split, examples in {"train": train, **validation}.items():
         if not len(examples):
             raise DataError(f"{source}: the {split} split is empty")
+        if split != "train" and len(examples) < 2:
+            raise DataError(f"{source}: the {split} split has 1 example; error bars need at least 2")
         labels = np.asarray(examples.label)
         if kind == "regression" and not np.isfinite(labels).all():
             row = int(np.flatnonzero(~np.isfinite(labels))[0]) + 1

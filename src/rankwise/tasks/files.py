@@ -11,7 +11,7 @@ from rankwise.errors import DataError
 from rankwise.registry import did_you_mean
 from rankwise.tasks.base import TASKS, Kind, TaskConfig, TaskData
 from rankwise.tasks.data import Examples, assemble, split_off
-from rankwise.tasks.labels import as_numbers, check_present, class_names, detect_kind
+from rankwise.tasks.labels import as_numbers, check_present, class_name, class_names, detect_kind
 from rankwise.tasks.readers import is_hub_id, read_hub, read_table
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _examples(config: FilesTask, table: _Table, kind: Kind, names: Sequence[str]
     index = {name: i for i, name in enumerate(names)}
     labels: list[int] | list[float]
     if kind == "classification":
-        labels = [index[str(value).strip()] for value in values]
+        labels = [index[class_name(value)] for value in values]
     else:
         labels = as_numbers(table.source, config.label, values)
     texts = [[str(value) for value in table.columns[column]] for column in config.text]

@@ -44,7 +44,7 @@ def detect_kind(source: str, column: str, values: Sequence[Any]) -> Kind:
     numbers = [as_number(value) for value in values]
     distinct = len({str(value) for value in values})
     if all(number is not None for number in numbers):
-        whole = all(isinstance(value, int) or str(value).strip().lstrip("+-").isdecimal() for value in values)
+        whole = all(number is not None and number.is_integer() for number in numbers)
         return "classification" if whole and distinct <= MAX_INTEGER_CLASSES else "regression"
     if distinct > max(2, len(values) // 2):
         raise DataError(
@@ -80,9 +80,15 @@ def as_numbers(source: str, column: str, values: Sequence[Any]) -> list[float]:
     return [number for number in numbers if number is not None]
 
 
+def class_name(value: object) -> str:
+    """A label as text; 1, 1.0 and "1" are one class."""
+    number = as_number(value)
+    return str(int(number)) if number is not None and number.is_integer() else str(value).strip()
+
+
 def class_names(values: Sequence[Any]) -> list[str]:
     """The distinct labels as text, in sorted order: whole numbers by value, everything else as text."""
-    names = {str(value).strip() for value in values}
+    names = {class_name(value) for value in values}
     if all(name.lstrip("+-").isdecimal() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)

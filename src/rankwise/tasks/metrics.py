@@ -165,7 +165,10 @@ def decode(kind: Kind, logits: NDArray[Any]) -> NDArray[Any]:
         raise ValueError(f"{kind} logits of shape {logits.shape}; expected (examples, {width})")
     bad = int((~np.isfinite(logits)).any(axis=1).sum())
     if bad:
-        raise TrainingError(f"the model's output is NaN or infinite on {bad} of {len(logits)} examples")
+        raise TrainingError(
+            f"the model's output is NaN or infinite on {bad} of {len(logits)} examples; "
+            "training diverged: lower training.learning_rate"
+        )
     return logits.argmax(axis=1) if kind == "classification" else logits[:, 0].astype(np.float64)
 
 

@@ -1,10 +1,11 @@
 """Base models by name: the embedded MiniLM, any Hugging Face id, or a local folder."""
 
+import hashlib
 import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -22,12 +23,29 @@ EMBEDDED_ORIGIN = "sentence-transformers/all-MiniLM-L6-v2"
 """Where the embedded weights come from; checkpoints name it as their base, because a local folder would not travel."""
 
 
+POSITIONS_AFTER_PADDING = ("roberta", "camembert", "mpnet", "longformer")
+"""Model types that count positions from the padding index + 1, and so lose that many."""
+ENDS = 1 << 20
+NO_LIMIT = 10**7
+"""Tokenizers without a limit say so with a huge number."""
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """A pretrained model with a fresh head, and its tokenizer."""
 
     model: nn.Module
     tokenizer: "PreTrainedTokenizerBase"
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Longest text the model can take, in tokens; None if there is no limit."""
+        config: Any = self.model.config
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions and any(kind in config.model_type for kind in POSITIONS_AFTER_PADDING):
+            positions -= config.pad_token_id + 1
+        known = [n for n in (positions, self.tokenizer.model_max_length) if n and 0 < n < NO_LIMIT]
+        return min(known, default=None)
 
 
 def resolve_model(name: str) -> str:
@@ -53,6 +71,25 @@ def resolve_model(name: str) -> str:
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
         raise ModelError(f"model folder {name} does not exist")
     return name
+
+
+def model_fingerprint(name: str) -> str | None:
+    """Hash of a local model folder: names and sizes of its files, its config, and both ends of its weights.
+
+    None for a Hugging Face id, whose name and revision say what it is.
+    """
+    source = Path(resolve_model(name))
+    if not source.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(p for p in source.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".txt", ".model")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(ENDS))
+            file.seek(max(0, size - ENDS))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
 
 
 def load_base_model(
@@ -95,7 +132,9 @@ def load_base_model(
     fresh = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
     setattr(model, NEW_MODULES, _top_modules(model, fresh))
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise ModelError(f"the tokenizer of model '{name}' has no padding, end or unknown token to pad batches with")
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return BaseModel(model, tokenizer)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import TaskType
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerState
@@ -14,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from rankwise.adapters.attach import task_type
 from rankwise.adapters.contract import Method
-from rankwise.errors import TrainingError
+from rankwise.errors import OutputError, RankwiseError, TrainingError
 from rankwise.training.callback import load_method, save_method
 from rankwise.training.data import LengthGroupedSampler
 
@@ -97,7 +98,13 @@ class RankwiseTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401 - Trainer's signature
         if self.state.global_step < self.state.max_steps:  # resumed from its last step, Trainer would take one too many
-            super()._save_checkpoint(model, trial)
+            try:
+                super()._save_checkpoint(model, trial)
+            except RankwiseError:
+                raise
+            except (OSError, RuntimeError, SafetensorError) as error:  # torch.save turns a full disk into RuntimeError
+                where = f"{self.args.output_dir} after step {self.state.global_step}"
+                raise OutputError(f"cannot save the state of the run in {where}: {error}") from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

@@ -23,7 +23,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from rankwise.adapters.attach import ADAPTER, adapted_layers
-from rankwise.adapters.contract import METHODS, AdapterConfig, Resize, generator_for
+from rankwise.adapters.contract import METHODS, AdapterConfig, Resize, generator_for, refuse_impossible
 from rankwise.adapters.listen import GradientListener
 from rankwise.adapters.lora_method import LoraMethod
 from rankwise.allocation.budget import allocate, spent
@@ -61,19 +61,25 @@ class GloraConfig(AdapterConfig):
     floor: int = Field(default=1, ge=0, description="smallest rank a matrix may get; 0 lets adapters be taken off")
     cap: int | None = Field(default=None, ge=1, description="largest rank a matrix may get (default: its full rank)")
 
+    def check(self, total_steps: int) -> list[Finding]:
+        """The warm-up has to end before training does."""
+        step = in_steps(self.warmup, total_steps)
+        if step < total_steps:
+            return []
+        message = (
+            f"{self.warmup} is step {step} of {total_steps}, so ranks would never be reallocated; "
+            f"use at most {total_steps - 1}, or a fraction such as 0.1"
+        )
+        return [Finding("method.warmup", message)]
+
     def build(self, model: nn.Module, *, total_steps: int, seed: int) -> "Glora":
         """Wrap the model at uniform rank and plan one reallocation.
 
         Raises:
             ConfigError: the warm-up would not end before training does.
         """
+        refuse_impossible(self, total_steps)
         step = in_steps(self.warmup, total_steps)
-        if step >= total_steps:
-            message = (
-                f"{self.warmup} is step {step} of {total_steps}, so ranks would never be reallocated; "
-                f"use at most {total_steps - 1}, or a fraction such as 0.1"
-            )
-            raise ConfigError("glora", [Finding("method.warmup", message)])
         return Glora(model, self, reallocate_at=step, seed=seed)
 
 

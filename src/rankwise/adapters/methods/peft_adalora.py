@@ -19,12 +19,21 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rankwise.adapters.attach import ADAPTER, attach_lora, find_matrices
-from rankwise.adapters.contract import METHODS, AdapterConfig, Form, Method, ParameterCount, Resize, trainable_state
+from rankwise.adapters.contract import (
+    METHODS,
+    AdapterConfig,
+    Form,
+    Method,
+    ParameterCount,
+    Resize,
+    refuse_impossible,
+    trainable_state,
+)
 from rankwise.adapters.export import Pair, write_compact
 from rankwise.adapters.lora_method import resolve_budget
 from rankwise.allocation.budget import spent
 from rankwise.allocation.schedules import Length, in_steps
-from rankwise.errors import AllocationError, BudgetError, ConfigError, Finding
+from rankwise.errors import AllocationError, BudgetError, Finding
 
 TOLERANCE = 0.02
 """Share of the parameter budget that may be left over: PEFT drops tied components together and masks whole ranks."""
@@ -47,20 +56,26 @@ class PeftAdaloraConfig(AdapterConfig):
         default=0.5, ge=0, description="weight of the orthogonality term (PEFT: orth_reg_weight)"
     )
 
+    def check(self, total_steps: int) -> list[Finding]:
+        """Warm-up and final phase have to leave steps for pruning."""
+        warmup, final_steps = in_steps(self.warmup, total_steps), in_steps(self.final, total_steps)
+        if warmup < total_steps - final_steps:
+            return []
+        message = (
+            f"warm-up {self.warmup} (step {warmup}) and final phase {self.final} ({final_steps} steps) leave no "
+            f"step of {total_steps} for pruning; their sum must be below {total_steps}, or use fractions such as "
+            "0.1 and 0.3"
+        )
+        return [Finding("method.warmup, method.final", message)]
+
     def build(self, model: nn.Module, *, total_steps: int, seed: int) -> "PeftAdalora":
         """Wrap the model with PEFT's AdaLoRA.
 
         Raises:
             ConfigError: the schedule leaves no step for pruning.
         """
+        refuse_impossible(self, total_steps)
         warmup, final_steps = in_steps(self.warmup, total_steps), in_steps(self.final, total_steps)
-        if warmup >= total_steps - final_steps:
-            message = (
-                f"warm-up {self.warmup} (step {warmup}) and final phase {self.final} ({final_steps} steps) leave no "
-                f"step of {total_steps} for pruning; their sum must be below {total_steps}, or use fractions such as "
-                "0.1 and 0.3"
-            )
-            raise ConfigError("peft_adalora", [Finding("method.warmup, method.final", message)])
         return PeftAdalora(model, self, total_steps=total_steps, warmup=warmup, final_steps=final_steps, seed=seed)
 
 
