@@ -224,6 +224,20 @@ def test_output_that_cannot_be_made(options, tmp_path):
         go(options(), tmp_path / "file/inside")
 
 
+def test_impossible_steps_are_refused_before_anything_is_trained(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "_train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ConfigError) as caught:
+        go(options(methods="lora,peft_adalora,glora", steps=1), tmp_path / "out")
+    assert {finding.path.split(":")[0] for finding in caught.value.findings} == {"peft_adalora", "glora"}
+
+
+def test_runs_of_different_versions_are_noted(options, tmp_path, monkeypatch):
+    go(options(methods="lora"), tmp_path / "out")
+    monkeypatch.setattr(runner, "code_state", lambda: "other")
+    made = go(options(), tmp_path / "more", store=tmp_path / "out/store.sqlite")
+    assert "different versions" in made.content["comparisons"][0]["note"]
+
+
 def test_changed_data_under_the_same_name_is_refused(options, tmp_path, data_file):
     """The run id covers the config; a finished run of other examples must not be passed off as this one."""
     data = tmp_path / "d.csv"

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, D
 
 from rankwise.adapters.attach import head_modules
 from rankwise.errors import MissingPackageError, ModelError
-from rankwise.training.models import EMBEDDED_PACKAGE, load_base_model, resolve_model
+from rankwise.training.models import EMBEDDED_PACKAGE, BaseModel, load_base_model, resolve_model
 
 SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 NEEDS_MINILM = pytest.mark.skipif(
@@ -154,3 +154,16 @@ def test_minilm_loads_offline():
     assert method.parameter_count().final == 4 * 6 * (4 * 768 + 2 * 1920)
     inputs = loaded.tokenizer(["a short text", "another"], padding=True, return_tensors="pt")
     assert logits(method.model, inputs).shape == (2, 5)
+
+
+@pytest.mark.parametrize(("family", "positions"), [("bert", 64), ("roberta", 79)])
+def test_longest_text_is_what_the_positions_hold(family, positions):
+    """RoBERTa counts positions from its padding index (0 here) + 1, and really takes no token more."""
+    model = tiny_model(family)
+    tokenizer = tiny_tokenizer()
+    limit = BaseModel(model, tokenizer).max_tokens
+    assert limit == positions
+    ids = torch.full((1, limit), 5)
+    assert model(input_ids=ids).logits.isfinite().all()
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, limit + 1), 5))
