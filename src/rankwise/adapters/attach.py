@@ -123,9 +123,11 @@ def attach_lora(
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """Full name in the base model -> the PEFT layer that adapts it, in model order."""
+    """Full name in the base model -> the PEFT layer that carries our adapter (others may be there too), in model order."""
     root = model.base_model.model if isinstance(model, PeftModel) else model
-    return {name: module for name, module in root.named_modules() if isinstance(module, LoraLayer)}
+    return {
+        name: module for name, module in root.named_modules() if isinstance(module, LoraLayer) and ADAPTER in module.r
+    }
 
 
 def task_type(model: nn.Module) -> TaskType | None:

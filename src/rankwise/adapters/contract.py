@@ -10,7 +10,7 @@ and applies the resize, optimizer state included. `penalty()` is added to the ta
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,18 +22,26 @@ from torch import Tensor, nn
 from rankwise.errors import ConfigError, Finding
 from rankwise.registry import Registry
 
-Form = Literal["compact"]
+Form = Literal["compact", "uniform", "merged"]
+"""`compact`: plain LoRA with rank patterns; `uniform`: zero-padded to one rank, no patterns; `merged`: the whole model
+with the adapter added into its weights."""
+
+Batches = Callable[[], Iterable[dict[str, Tensor]]]
+"""Starts a pass over training batches as the model takes them, in a fixed order, on the model's device."""
 
 
 @dataclass(frozen=True)
 class Resize:
     """A change of ranks that a method asks for.
 
-    `ranks` maps every adapted module's name to its new rank; `scores` is what decided it (for the trace).
+    `ranks` maps every adapted module's name to its new rank; `scores` is what decided it (for the trace). Where `kept`
+    names the components of a module that stay (increasing indices, as many as its rank), exactly those are kept;
+    elsewhere a smaller rank keeps the leading singular directions.
     """
 
     ranks: Mapping[str, int]
     scores: Mapping[str, float] = field(default_factory=dict)
+    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 class MethodConfig(BaseModel, ABC):
@@ -90,6 +98,13 @@ class Method(ABC):
 
     model: nn.Module
     """What is trained: a `PeftModel`, or the base model itself for full fine-tuning."""
+
+    def prepare(self, batches: Batches) -> Resize | None:
+        """Called once before the first step of a new run (not of a resumed one), with the training data.
+
+        May look at as many batches as it likes; whatever it draws must come from a random stream of its own.
+        """
+        return None
 
     def penalty(self) -> Tensor | None:
         """Scalar added to the task loss in training, or None."""

@@ -53,7 +53,8 @@ class LoraMethod(Method, ABC):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Resize every module to the saved shapes, then copy the weights."""
         saved = {name: state.get(f"base_model.model.{name}.lora_A.{ADAPTER}.weight") for name in self.matrices}
-        apply_resize(self.model, {name: 0 if a is None else a.shape[0] for name, a in saved.items()})
+        ranks = {name: 0 if a is None else a.shape[0] for name, a in saved.items()}
+        apply_resize(self.model, ranks, kept={name: range(rank) for name, rank in ranks.items()})  # shapes matter only
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(state[name])

@@ -15,7 +15,7 @@ Scaling (alpha / rank) stays what it was: alpha moves with the rank.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from rankwise.adapters.attach import ADAPTER, adapted_layers
 from rankwise.adapters.contract import generator_for
+from rankwise.adapters.gated import gate_of
 from rankwise.adapters.patterns import write_patterns
 from rankwise.errors import AllocationError
 
@@ -86,20 +87,29 @@ def grow_map(old: int, rank: int, like: Tensor) -> RankMap:
     return RankMap(identity, identity, fresh=rank - old)
 
 
+def select_map(old: int, kept: Sequence[int], like: Tensor) -> RankMap:
+    """The map that keeps exactly the components `kept` (of `old`), in their order."""
+    chosen = torch.eye(old, dtype=like.dtype, device=like.device)[list(kept)]
+    return RankMap(chosen, chosen.T)
+
+
 def apply_resize(
     model: PeftModel,
     ranks: Mapping[str, int],
     *,
+    kept: Mapping[str, Sequence[int]] | None = None,
     optimizer: OptimizerLike | None = None,
     seed: int = 0,
     step: int = 0,
 ) -> None:
     """Give every named module its new rank, carry the optimizer's moments over, and keep PEFT's config true.
 
-    Rank 0 takes the adapter off the module. Modules that are not named, or keep their rank, are not touched.
+    Rank 0 takes the adapter off the module. Modules that are not named, or keep their rank, are not touched. Other
+    adapters on the same model stay as they are.
 
     Raises:
-        AllocationError: a module carries no adapter to resize, or the optimizer keeps a state that cannot follow.
+        AllocationError: a module carries no adapter to resize, its adapter is merged, or the optimizer keeps a state
+            that cannot follow.
     """
     layers = adapted_layers(model)
     for index, (name, rank) in enumerate(ranks.items()):
@@ -110,33 +120,64 @@ def apply_resize(
         layer = layers[name]
         if rank == layer.r[ADAPTER]:
             continue
+        if layer.merged:
+            raise AllocationError(f"cannot resize {name}: its adapter is merged into the weights; unmerge it first")
         if rank == 0:
             _remove(model, name, layer, optimizer)
         else:
-            resize_layer(layer, rank, optimizer=optimizer, generator=generator_for(seed, step, index))
+            keep = (kept or {}).get(name)
+            generator = generator_for(seed, step, index)
+            resize_layer(layer, rank, kept=keep, optimizer=optimizer, generator=generator)
     write_patterns(model)
 
 
 @torch.no_grad()
 def resize_layer(
-    layer: LoraLayer, rank: int, *, optimizer: OptimizerLike | None = None, generator: torch.Generator
+    layer: LoraLayer,
+    rank: int,
+    *,
+    kept: Sequence[int] | None = None,
+    optimizer: OptimizerLike | None = None,
+    generator: torch.Generator,
 ) -> None:
-    """Give one PEFT LoRA layer another rank (>= 1); new Parameters take the old ones' places in the optimizer."""
+    """Give one PEFT LoRA layer another rank (>= 1); new Parameters take the old ones' places in the optimizer.
+
+    Gates of single components (`GatedLinear`) follow; a shrink that mixes components cannot be done to them, so it
+    needs `kept`. New components start with a gate of 0.
+    """
     linear_a, linear_b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
-    old_a, old_b = linear_a.weight, linear_b.weight
+    gated = gate_of(layer)
+    old_a, old_b = linear_a.weight if gated is None else gated.raw, linear_b.weight
     old = old_a.shape[0]
-    rank_map = shrink_map(old_a, old_b, rank) if rank < old else grow_map(old, rank, old_a)
+    components = gated is not None and gated.per_component
+    if rank > old:
+        rank_map = grow_map(old, rank, old_a)
+    elif kept is not None:
+        rank_map = select_map(old, list(kept)[:rank], old_a)
+    elif components:
+        raise AllocationError("components with gates of their own cannot be mixed; say which are `kept`")
+    else:
+        rank_map = shrink_map(old_a, old_b, rank)
     bound = 1 / math.sqrt(old_a.shape[1])  # kaiming_uniform(a=√5), PEFT's init of lora_A: Var = 1 / (3·in)
     fresh = torch.empty(rank_map.fresh, old_a.shape[1]).uniform_(-bound, bound, generator=generator)
-    new_a = nn.Parameter(torch.cat([rank_map.rows @ old_a, fresh.to(old_a)]))
-    new_b = nn.Parameter(torch.cat([old_b @ rank_map.columns, old_b.new_zeros(old_b.shape[0], rank_map.fresh)], 1))
+    new_a = _like(old_a, torch.cat([rank_map.rows @ old_a, fresh.to(old_a)]))
+    new_b = _like(old_b, torch.cat([old_b @ rank_map.columns, old_b.new_zeros(old_b.shape[0], rank_map.fresh)], 1))
     if optimizer is not None:
         _move_state(optimizer, old_a, new_a, rank_map.columns.T, rank_map.fresh, dim=0)
         _move_state(optimizer, old_b, new_b, rank_map.rows.T, rank_map.fresh, dim=1)
     linear_a.weight, linear_b.weight = new_a, new_b
+    if gated is not None and components:
+        old_gate = gated.gate
+        gated.gate = _like(old_gate, torch.cat([rank_map.rows @ old_gate, old_gate.new_zeros(rank_map.fresh)]))
+        if optimizer is not None:
+            _move_state(optimizer, old_gate, gated.gate, rank_map.rows, rank_map.fresh, dim=0)
     linear_a.out_features = linear_b.in_features = rank
     layer.r[ADAPTER] = rank
     layer.lora_alpha[ADAPTER] = layer.scaling[ADAPTER] * rank
+
+
+def _like(old: nn.Parameter, values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=old.requires_grad)
 
 
 def _move_state(
@@ -168,17 +209,19 @@ def _move_state(
 
 
 def _append(mapped: Tensor, filler: Tensor, fresh: int, dim: int) -> Tensor:
-    repeats = [fresh, 1] if dim == 0 else [1, fresh]
-    return torch.cat([mapped, filler.repeat(*repeats)], dim)
+    return torch.cat([mapped, filler.repeat_interleave(fresh, dim)], dim)
 
 
 def _remove(model: PeftModel, name: str, layer: LoraLayer, optimizer: OptimizerLike | None) -> None:
-    """Take the adapter off a module: the base layer takes the wrapper's place."""
-    parent_name, _, leaf = name.rpartition(".")
-    setattr(model.base_model.model.get_submodule(parent_name), leaf, layer.get_base_layer())
+    """Take our adapter off a module: the base layer takes the wrapper's place, unless other adapters live in it."""
+    gone = {id(p) for linear in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]) for p in linear.parameters()}
+    if set(layer.lora_A) == {ADAPTER}:
+        parent_name, _, leaf = name.rpartition(".")
+        setattr(model.base_model.model.get_submodule(parent_name), leaf, layer.get_base_layer())
+    else:
+        layer.delete_adapter(ADAPTER)
     if optimizer is None:
         return
-    gone = {id(p) for p in layer.parameters() if p.requires_grad}
     for group in optimizer.param_groups:
         for parameter in [p for p in group["params"] if id(p) in gone]:
             optimizer.state.pop(parameter, None)

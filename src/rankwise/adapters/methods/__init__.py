@@ -1,6 +1,7 @@
 """One file per method; importing this package registers them all."""
 
-from rankwise.adapters.methods import full as full
-from rankwise.adapters.methods import glora as glora
-from rankwise.adapters.methods import lora as lora
-from rankwise.adapters.methods import peft_adalora as peft_adalora
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _found in iter_modules(__path__):
+    import_module(f"{__name__}.{_found.name}")
