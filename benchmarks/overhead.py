@@ -4,8 +4,10 @@
 
 Every method trains the same batches on the embedded model in one process. Methods take turns in short rounds, in a new
 random order each round, so that whatever else the machine does hits all of them; the ratio is the median over
-rounds of a method's time over uniform LoRA's in the same round, the spread its interquartile range. Peak memory is
-the highest resident size of a process of its own per method.
+rounds of a method's time over uniform LoRA's in the same round, the spread its interquartile range; the ratio
+to PEFT's AdaLoRA is given where that is measured. Peak memory is the highest resident size of a process of its own,
+the median of three. A method that trains more parameters than it keeps says so: `peak_parameters_ratio` is the most it
+trained at once over what it ended with.
 
 A round is a whole short run, reallocation included, with training time alone on the clock.
 """
@@ -24,8 +26,9 @@ from pathlib import Path
 from rankwise.experiments.environment import machine, versions
 from rankwise.experiments.schema import method_registry
 
-METHODS = ("lora", "glora", "peft_adalora")
 CLASSES = 6
+REPEATS = 3
+"""Processes per method whose peak memory is taken."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,17 @@ class Settings:
     tokens: int
 
 
-def train_once(name: str, settings: Settings) -> float:
-    """Train one method from scratch on fixed random tokens; seconds spent training."""
+@dataclass(frozen=True)
+class Once:
+    """One short training: seconds spent, adapter parameters at the end and at most."""
+
+    seconds: float
+    final: int
+    peak: int
+
+
+def train_once(name: str, settings: Settings) -> Once:
+    """Train one method from scratch on fixed random tokens."""
     import torch
     from datasets import Dataset
 
@@ -72,19 +84,21 @@ def train_once(name: str, settings: Settings) -> float:
         seed=0,
     )
     with tempfile.TemporaryDirectory() as folder:
-        return fit(method, base.tokenizer, data, {}, how, work_dir=Path(folder)).train_seconds
+        seconds = fit(method, base.tokenizer, data, {}, how, work_dir=Path(folder)).train_seconds
+    count = method.parameter_count()
+    return Once(seconds, count.final, count.peak)
 
 
-def measure_times(names: tuple[str, ...], settings: Settings, rounds: int) -> dict[str, list[float]]:
-    """Seconds per method and round; the first round warms up and is thrown away."""
+def measure_times(names: tuple[str, ...], settings: Settings, rounds: int) -> dict[str, list[Once]]:
+    """Every method's rounds, in turn; the first round warms up and is thrown away."""
     order = random.Random(0)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[Once]] = {name: [] for name in names}
     for number in range(rounds + 1):
         for name in order.sample(names, len(names)):
-            seconds = train_once(name, settings)
+            once = train_once(name, settings)
             if number:
-                times[name].append(seconds)
-            print(f"round {number}/{rounds} {name:<14}{seconds:7.2f} s", file=sys.stderr)
+                times[name].append(once)
+            print(f"round {number}/{rounds} {name:<14}{once.seconds:7.2f} s", file=sys.stderr)
     return times
 
 
@@ -95,39 +109,52 @@ def _peak_of(name: str, settings: Settings, queue: "multiprocessing.Queue[int]")
 
 
 def measure_peak(name: str, settings: Settings) -> int:
-    """Highest resident size in bytes of a fresh process that trains `name`."""
+    """Highest resident size in bytes of a fresh process that trains `name`; the median of some."""
     context = multiprocessing.get_context("spawn")
-    queue: multiprocessing.Queue[int] = context.Queue()
-    process = context.Process(target=_peak_of, args=(name, settings, queue))
-    process.start()
-    peak = queue.get()
-    process.join()
-    return peak
+    found = []
+    for _ in range(REPEATS):
+        queue: multiprocessing.Queue[int] = context.Queue()
+        process = context.Process(target=_peak_of, args=(name, settings, queue))
+        process.start()
+        found.append(queue.get())
+        process.join()
+    print(f"memory {name:<14}{[f'{peak / 2**20:.1f}' for peak in found]} MiB", file=sys.stderr)
+    return int(statistics.median(found))
 
 
-def rows(names: tuple[str, ...], times: dict[str, list[float]], peaks: dict[str, int]) -> list[dict[str, object]]:
+def rows(names: tuple[str, ...], times: dict[str, list[Once]], peaks: dict[str, int]) -> list[dict[str, object]]:
     """One row per method, relative to uniform LoRA."""
     found: list[dict[str, object]] = []
     for name in names:
-        ratios = [own / base for own, base in zip(times[name], times["lora"], strict=True)]
+        ratios = _ratios(times, name, "lora")
         quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+        last = times[name][-1]
         found.append(
             {
                 "method": name,
                 "ratio_to_lora": round(statistics.median(ratios), 4),
                 "spread": round(quartiles[2] - quartiles[0], 4),
+                "ratio_to_peft_adalora": round(statistics.median(_ratios(times, name, "peft_adalora")), 4)
+                if "peft_adalora" in times
+                else None,
                 "peak_memory_ratio": round(peaks[name] / peaks["lora"], 4),
-                "seconds": round(statistics.median(times[name]), 3),
+                "peak_parameters_ratio": round(last.peak / last.final, 3),
+                "final_parameters": last.final,
+                "seconds": round(statistics.median(once.seconds for once in times[name]), 3),
                 "rounds": len(ratios),
             }
         )
     return found
 
 
+def _ratios(times: dict[str, list[Once]], name: str, other: str) -> list[float]:
+    return [own.seconds / base.seconds for own, base in zip(times[name], times[other], strict=True)]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default=",".join(METHODS), help="methods, with commas; lora is always measured")
+    parser.add_argument("--methods", help="methods, with commas (default: all); lora is always measured")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of all methods")
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps per round")
     parser.add_argument("--batch-size", type=int, default=8, help="examples per step")
@@ -135,7 +162,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     options = parser.parse_args()
-    names = tuple(dict.fromkeys(["lora", *options.methods.split(",")]))
+    names = tuple(dict.fromkeys(["lora", *(options.methods.split(",") if options.methods else method_registry())]))
     settings = Settings(options.steps, options.batch_size, options.tokens)
     times = measure_times(names, settings, options.rounds)
     peaks = {name: measure_peak(name, settings) for name in names}
@@ -153,9 +180,10 @@ def main() -> None:
     if options.json:
         print(text)
         return
-    print(f"{'method':<14}{'ratio to lora':>14}{'spread':>9}{'peak memory':>13}")
+    columns = ("ratio_to_lora", "spread", "ratio_to_peft_adalora", "peak_memory_ratio", "peak_parameters_ratio")
+    print(f"{'method':<14}" + "".join(f"{column:>{len(column) + 2}}" for column in columns))
     for row in found:
-        print(f"{row['method']:<14}{row['ratio_to_lora']:>14}{row['spread']:>9}{row['peak_memory_ratio']:>13}")
+        print(f"{row['method']:<14}" + "".join(f"{row[column]!s:>{len(column) + 2}}" for column in columns))
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def attach_lora(
         ModelError: PEFT adapted another set of matrices.
     """
     wanted = list(matrices)
-    config.target_modules = wanted
+    config.target_modules = set(wanted)
     config.modules_to_save = list(head_modules(model)) or None
     config.task_type = task_type(model)
     # GPT-2's Conv1D keeps its weight transposed; PEFT would set this itself, with a warning per layer.

@@ -30,8 +30,10 @@ def write_patterns(model: PeftModel) -> None:
     layers = adapted_layers(model)
     if not layers:
         return
+    config = model.peft_config[ADAPTER]
     set_patterns(
-        model.peft_config[ADAPTER],
+        config,
         {name: layer.r[ADAPTER] for name, layer in layers.items()},
         {name: layer.lora_alpha[ADAPTER] for name, layer in layers.items()},
     )
+    config.target_modules = set(layers)  # a living PEFT config has a set; a saved one keeps the order of our list

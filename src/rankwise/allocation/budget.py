@@ -1,4 +1,4 @@
-"""Budgets: how many there are to give, and who gets them.
+"""Budgets: how many there are to give (who gets them: `allocation.allocate`).
 
 A budget is counted in adapter **parameters** or in **ranks**. One rank of a matrix costs `in + out`
 parameters, so the two differ as soon as matrices have different shapes; methods are compared at equal
@@ -7,11 +7,14 @@ parameters. Everything here is exact integer arithmetic on plain numbers: no ten
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rankwise.allocation.allocate import Target, allocate, spent
 from rankwise.errors import BudgetError
+
+__all__ = ["Budget", "Target", "Unit", "allocate", "largest_reachable", "parse_budget", "spent"]
 
 Unit = Literal["percent", "rank", "parameters", "ranks"]
 
@@ -38,7 +41,7 @@ class Budget:
         form = {"percent": "{}%", "rank": "r={}", "parameters": "{} parameters", "ranks": "{} ranks"}[self.unit]
         return form.format(number)
 
-    def resolve(self, costs: Sequence[int], base_parameters: int) -> "Target":
+    def resolve(self, costs: Sequence[int], base_parameters: int) -> Target:
         """The exact amount to spend on matrices whose ranks cost `costs` parameters each.
 
         Percent, `r=` and plain numbers are parameters; the largest amount that whole ranks (one or more in every
@@ -64,14 +67,6 @@ class Budget:
                 f"{every:,}; raise the budget or adapt fewer target_modules"
             )
         return Target(every + largest_reachable(asked - every, costs), "parameters")
-
-
-@dataclass(frozen=True)
-class Target:
-    """A resolved budget: `total` in `unit`, exactly."""
-
-    total: int
-    unit: Literal["parameters", "ranks"]
 
 
 def parse_budget(text: str) -> Budget:
@@ -112,170 +107,3 @@ def largest_reachable(total: int, costs: Sequence[int]) -> int:
             table |= (table << step) & mask
             step *= 2
     return (table.bit_length() - 1) * divisor
-
-
-def allocate(
-    scores: Mapping[str, float],
-    costs: Mapping[str, int],
-    target: Target,
-    *,
-    floor: int = 1,
-    cap: Mapping[str, int] | int | None = None,
-) -> dict[str, int]:
-    """Whole ranks in proportion to `scores`, spending `target` exactly, each within `[floor, cap]`.
-
-    Ideal shares `r_k ∝ s_k` with Σ r_k (or Σ r_k·cost_k) equal to the target are clamped to floor and cap by
-    water-filling, then rounded by largest remainder (Hamilton's method). In parameters, matrices of one cost form a
-    class: first the class totals are chosen so that the parameters add up exactly with the least deviation from their
-    ideals, then largest remainder runs inside each class. Ties go to the earlier name in the mapping. Zero scores
-    everywhere count as equal scores.
-
-    Args:
-        scores: name -> importance, finite and >= 0.
-        costs: name -> parameters per rank (in + out).
-        target: what to spend.
-        floor: smallest rank a matrix may get.
-        cap: largest rank, for all or per name.
-
-    Raises:
-        BudgetError: a score is not a finite number >= 0, or floor and cap leave no way to spend the target exactly.
-    """
-    names = list(scores)
-    _check_scores(scores)
-    lower = dict.fromkeys(names, floor)
-    upper = {name: _cap_of(cap, name, default=target.total) for name in names}
-    price = {name: costs[name] if target.unit == "parameters" else 1 for name in names}
-    _check_bounds(names, price, lower, upper, target)
-    ideal = _water_fill(scores, price, lower, upper, target.total)
-    classes: dict[int, list[str]] = {}
-    for name in names:
-        classes.setdefault(price[name], []).append(name)
-    totals = _class_totals(classes, ideal, lower, upper, target)
-    ranks: dict[str, int] = {}
-    for cost, members in classes.items():
-        ranks |= _largest_remainder(members, ideal, lower, upper, totals[cost])
-    return {name: ranks[name] for name in names}
-
-
-def spent(ranks: Mapping[str, int], costs: Mapping[str, int]) -> int:
-    """Parameters that `ranks` cost."""
-    return sum(rank * costs[name] for name, rank in ranks.items())
-
-
-def _cap_of(cap: Mapping[str, int] | int | None, name: str, default: int) -> int:
-    if cap is None:
-        return default
-    return cap if isinstance(cap, int) else cap[name]
-
-
-def _check_scores(scores: Mapping[str, float]) -> None:
-    if not scores:
-        raise BudgetError("nothing to allocate to: no adapted matrices")
-    for name, score in scores.items():
-        if not (math.isfinite(score) and score >= 0):
-            raise BudgetError(f"score of {name} is {score}; scores must be finite numbers >= 0")
-
-
-def _check_bounds(
-    names: Sequence[str], price: Mapping[str, int], lower: Mapping[str, int], upper: Mapping[str, int], target: Target
-) -> None:
-    for name in names:
-        if lower[name] > upper[name]:
-            raise BudgetError(f"{name}: floor {lower[name]} is above cap {upper[name]}")
-    least = sum(lower[name] * price[name] for name in names)
-    most = sum(upper[name] * price[name] for name in names)
-    if target.total < least:
-        raise BudgetError(
-            f"budget of {target.total:,} {target.unit} is below the floor: {len(names)} matrices at rank "
-            f"{max(lower.values())} cost {least:,}"
-        )
-    if target.total > most:
-        raise BudgetError(
-            f"budget of {target.total:,} {target.unit} is above the cap: at their largest ranks the {len(names)} "
-            f"matrices hold {most:,}"
-        )
-
-
-def _water_fill(
-    scores: Mapping[str, float],
-    price: Mapping[str, int],
-    lower: Mapping[str, int],
-    upper: Mapping[str, int],
-    total: int,
-) -> dict[str, float]:
-    """Real-valued shares: λ·s_k clamped to [lower, upper] with Σ share·price = total (λ by bisection)."""
-    largest = max(scores.values())
-    relative = {name: (score / largest if largest > 0 else 1.0) for name, score in scores.items()}
-    # A score of zero still has to be able to take what nobody else can hold.
-    relative = {name: max(score, 1e-12) for name, score in relative.items()}
-    if len(set(relative.values())) == 1 and len(set(lower.values())) == 1 and len(set(upper.values())) == 1:
-        share = total / sum(price.values())
-        return dict.fromkeys(scores, share)
-
-    def shares(factor: float) -> dict[str, float]:
-        return {n: min(max(factor * relative[n], float(lower[n])), float(upper[n])) for n in scores}
-
-    low, high = 0.0, max(upper[n] / relative[n] for n in scores)
-    for _ in range(200):
-        middle = (low + high) / 2
-        if sum(share * price[n] for n, share in shares(middle).items()) < total:
-            low = middle
-        else:
-            high = middle
-    return shares(high)
-
-
-def _class_totals(
-    classes: Mapping[int, Sequence[str]],
-    ideal: Mapping[str, float],
-    lower: Mapping[str, int],
-    upper: Mapping[str, int],
-    target: Target,
-) -> dict[int, int]:
-    """Total rank per cost class with Σ total·cost = target, nearest to the ideals (Σ |deviation|·cost least).
-
-    Trading ranks between two classes keeps the sum when each moves by the other's cost over their common divisor, so
-    the best totals lie within that distance of the ideals: a small table over the classes finds them.
-    """
-    divisor = math.gcd(*classes)
-    reach = max(classes) // divisor + 1
-    partial: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
-    for cost, members in classes.items():
-        want = sum(ideal[name] for name in members)
-        least, most = sum(lower[n] for n in members), sum(upper[n] for n in members)
-        options = range(max(least, math.floor(want) - reach), min(most, math.ceil(want) + reach) + 1)
-        grown: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for used, (penalty, chosen) in partial.items():
-            for total in options:
-                candidate = (penalty + abs(total - want) * cost, (*chosen, total))
-                key = used + total * cost
-                if key not in grown or candidate < grown[key]:
-                    grown[key] = candidate
-        partial = grown
-    if target.total not in partial:
-        near = max((used for used in partial if used <= target.total), default=None)
-        hint = f"; {near:,} can" if near is not None else ""
-        raise BudgetError(
-            f"{target.total:,} {target.unit} cannot be spent exactly on ranks costing "
-            f"{', '.join(f'{cost:,}' for cost in sorted(classes))} within floor and cap{hint}"
-        )
-    return dict(zip(classes, partial[target.total][1], strict=True))
-
-
-def _largest_remainder(
-    members: Sequence[str],
-    ideal: Mapping[str, float],
-    lower: Mapping[str, int],
-    upper: Mapping[str, int],
-    total: int,
-) -> dict[str, int]:
-    """Whole ranks with the given total: round down, then hand out (or take back) one rank at a time by remainder."""
-    ranks = {n: min(max(math.floor(ideal[n] + 1e-9), lower[n]), upper[n]) for n in members}
-    order = {n: i for i, n in enumerate(members)}
-    while (missing := total - sum(ranks.values())) != 0:
-        sign = 1 if missing > 0 else -1
-        open_ = [n for n in members if (ranks[n] < upper[n] if sign > 0 else ranks[n] > lower[n])]
-        open_.sort(key=lambda n: (sign * (ranks[n] - ideal[n]), sign * order[n]))
-        for name in open_[: abs(missing)]:
-            ranks[name] += sign
-    return ranks
