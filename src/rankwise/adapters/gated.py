@@ -33,7 +33,8 @@ class GatedLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, *, initial: float, per_component: bool) -> None:
         nn.Module.__init__(self)  # not Linear's, which would draw a weight
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        raw = linear.weight
+        raw = linear._parameters["weight"]
+        assert raw is not None
         self._parameters["weight"] = raw
         self.register_parameter("bias", None)
         count = linear.out_features if per_component else 1

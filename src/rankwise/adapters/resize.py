@@ -14,10 +14,11 @@ joins late moves about six times too far, because Adam's bias correction has fad
 Scaling (alpha / rank) stays what it was: alpha moves with the rank.
 """
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
@@ -32,6 +33,9 @@ from rankwise.errors import AllocationError
 
 LINEAR_STATES = ("exp_avg", "momentum_buffer")
 SQUARED_STATES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
+CAN_FOLLOW = "use AdamW, Adam, SGD, RMSprop or Adagrad"
+_REMOVED = "_rankwise_removed"
+"""Attribute on a PEFT model: name -> layer whose adapter was taken off, emptied, in case a saved state has it back."""
 
 
 class OptimizerLike(Protocol):
@@ -101,11 +105,13 @@ def apply_resize(
     optimizer: OptimizerLike | None = None,
     seed: int = 0,
     step: int = 0,
+    restore: bool = False,
 ) -> None:
     """Give every named module its new rank, carry the optimizer's moments over, and keep PEFT's config true.
 
     Rank 0 takes the adapter off the module. Modules that are not named, or keep their rank, are not touched. Other
-    adapters on the same model stay as they are.
+    adapters on the same model stay as they are. With `restore` (taking up a saved state, before the optimizer exists)
+    an adapter that was taken off comes back.
 
     Raises:
         AllocationError: a module carries no adapter to resize, its adapter is merged, or the optimizer keeps a state
@@ -115,6 +121,9 @@ def apply_resize(
     for index, (name, rank) in enumerate(ranks.items()):
         if name not in layers:
             if rank == 0:
+                continue
+            if restore and name in model.__dict__.get(_REMOVED, {}):
+                resize_layer(_put_back(model, name), rank, generator=generator_for(seed, step, index))
                 continue
             raise AllocationError(f"cannot give rank {rank} to {name}: it carries no adapter (any more)")
         layer = layers[name]
@@ -143,7 +152,7 @@ def resize_layer(
     """Give one PEFT LoRA layer another rank (>= 1); new Parameters take the old ones' places in the optimizer.
 
     Gates of single components (`GatedLinear`) follow; a shrink that mixes components cannot be done to them, so it
-    needs `kept`. New components start with a gate of 0.
+    needs `kept`. New components start with a gate of 1 (their B is 0: with both at 0 neither would ever move).
     """
     linear_a, linear_b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
     gated = gate_of(layer)
@@ -168,7 +177,7 @@ def resize_layer(
     linear_a.weight, linear_b.weight = new_a, new_b
     if gated is not None and components:
         old_gate = gated.gate
-        gated.gate = _like(old_gate, torch.cat([rank_map.rows @ old_gate, old_gate.new_zeros(rank_map.fresh)]))
+        gated.gate = _like(old_gate, torch.cat([rank_map.rows @ old_gate, old_gate.new_ones(rank_map.fresh)]))
         if optimizer is not None:
             _move_state(optimizer, old_gate, gated.gate, rank_map.rows, rank_map.fresh, dim=0)
     linear_a.out_features = linear_b.in_features = rank
@@ -191,20 +200,16 @@ def _move_state(
         return
     moved: dict[str, Tensor] = {}
     for key, value in state.items():
-        if not torch.is_tensor(value) or value.dim() == 0:  # step counters
+        _check_state(key, value, old)
+        if not torch.is_tensor(value) or value.dim() == 0:
             moved[key] = value
-        elif key in LINEAR_STATES and value.shape == old.shape:
+        elif key in LINEAR_STATES:
             mapped = linear @ value if dim == 0 else value @ linear
             moved[key] = _append(mapped, torch.zeros_like(mapped).mean(dim, keepdim=True), fresh, dim)
-        elif key in SQUARED_STATES and value.shape == old.shape:
+        else:
             square = linear**2
             mapped = square @ value if dim == 0 else value @ square
             moved[key] = _append(mapped, value.mean(dim, keepdim=True), fresh, dim)
-        else:
-            raise AllocationError(
-                f"the optimizer keeps a state '{key}' of shape {tuple(value.shape)} that cannot follow a resize; "
-                "use AdamW, Adam, SGD, RMSprop or Adagrad"
-            )
     optimizer.state[new] = moved
 
 
@@ -214,11 +219,14 @@ def _append(mapped: Tensor, filler: Tensor, fresh: int, dim: int) -> Tensor:
 
 def _remove(model: PeftModel, name: str, layer: LoraLayer, optimizer: OptimizerLike | None) -> None:
     """Take our adapter off a module: the base layer takes the wrapper's place, unless other adapters live in it."""
-    gone = {id(p) for linear in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]) for p in linear.parameters()}
+    parameters = [p for linear in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]) for p in linear.parameters()]
+    gone = {id(p) for p in parameters}
     if set(layer.lora_A) == {ADAPTER}:
-        parent_name, _, leaf = name.rpartition(".")
-        setattr(model.base_model.model.get_submodule(parent_name), leaf, layer.get_base_layer())
+        _set_module(model, name, layer.get_base_layer())
+        _empty(layer)
+        model.__dict__.setdefault(_REMOVED, {})[name] = layer
     else:
+        layer.set_adapter([active for active in layer.active_adapters if active != ADAPTER])  # or PEFT picks another
         layer.delete_adapter(ADAPTER)
     if optimizer is None:
         return
@@ -226,3 +234,66 @@ def _remove(model: PeftModel, name: str, layer: LoraLayer, optimizer: OptimizerL
         for parameter in [p for p in group["params"] if id(p) in gone]:
             optimizer.state.pop(parameter, None)
         group["params"] = [p for p in group["params"] if id(p) not in gone]
+
+
+def _put_back(model: PeftModel, name: str) -> LoraLayer:
+    """The wrapper that was taken off `name`, in its place again, at rank 0."""
+    layer: LoraLayer = model.__dict__[_REMOVED].pop(name)
+    base = model.base_model.model.get_submodule(name)
+    layer.to(base.weight.device)
+    layer.base_layer = base
+    _set_module(model, name, layer)
+    return layer
+
+
+@torch.no_grad()
+def _empty(layer: LoraLayer) -> None:
+    """Let go of the weights of a layer that nobody uses, and of its base layer, which has its place again."""
+    linear_a, linear_b, gated = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER], gate_of(layer)
+    old_a = linear_a.weight if gated is None else gated.raw
+    linear_a.weight, linear_b.weight = (
+        _like(old_a, old_a[:0].clone()),
+        _like(linear_b.weight, linear_b.weight[:, :0].clone()),
+    )
+    if gated is not None and gated.per_component:
+        gated.gate = _like(gated.gate, gated.gate[:0].clone())
+    layer.r[ADAPTER] = 0
+    layer.base_layer = nn.Identity()
+
+
+def _set_module(model: PeftModel, name: str, module: nn.Module) -> None:
+    parent_name, _, leaf = name.rpartition(".")
+    setattr(model.base_model.model.get_submodule(parent_name), leaf, module)
+
+
+def check_optimizer(optimizer: Any) -> None:  # noqa: ANN401 - torch's, or Accelerate's wrapper
+    """Find out before training whether this optimizer's state can follow a resize: one step on a small matrix.
+
+    An optimizer that cannot be made from its own defaults is not judged; the first resize will tell.
+
+    Raises:
+        AllocationError: it keeps a state that cannot follow.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    accepted = inspect.signature(type(inner).__init__).parameters
+    options = {key: value for key, value in inner.defaults.items() if key in accepted}
+    probe = nn.Parameter(torch.ones(2, 3))
+    probe.grad = torch.ones(2, 3)
+    try:
+        trial = type(inner)([probe], **options)
+        trial.step()
+    except Exception:  # whatever a foreign optimizer says to a matrix that small
+        return
+    for key, value in trial.state[probe].items():
+        _check_state(key, value, probe)
+
+
+def _check_state(key: str, value: object, parameter: nn.Parameter) -> None:
+    """Raises AllocationError: a state `key` of this shape cannot follow a resize of `parameter`."""
+    if not torch.is_tensor(value) or value.dim() == 0:  # step counters
+        return
+    if key not in LINEAR_STATES + SQUARED_STATES or value.shape != parameter.shape:
+        raise AllocationError(
+            f"the optimizer keeps a state '{key}' of shape {tuple(value.shape)} that cannot follow a resize; "
+            f"{CAN_FOLLOW}"
+        )

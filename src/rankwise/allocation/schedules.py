@@ -1,4 +1,4 @@
-"""From a length given in steps or as a fraction of training to whole steps."""
+"""Lengths in steps or fractions of training, and the course of a budget over the steps."""
 
 from typing import Annotated
 
@@ -25,3 +25,24 @@ def in_steps(length: int | float, total_steps: int) -> int:
     if isinstance(length, int):
         return length
     return max(1, round(length * total_steps))
+
+
+def cubic(step: int, *, initial: int, target: int, warmup: int, last: int) -> int:
+    """The budget after `step`: all until the warm-up ends, then a cubic down to `target` at step `last`.
+
+    b(t) = b_T + (b_0 - b_T)·(1 - (t - t_i) / (T - t_i - t_f))³ with t_i = `warmup` and T - t_f = `last`
+    (AdaLoRA, Zhang et al. 2023, arXiv 2303.10512, eq. 12; the curve is Zhu & Gupta's, arXiv 1710.01878). Rounded down.
+
+    Args:
+        step: optimizer step, from 1.
+        initial: budget before, in parameters or ranks.
+        target: budget after, in the same unit.
+        warmup: last step at the initial budget.
+        last: first step at the target; above `warmup`.
+    """
+    if step <= warmup:
+        return initial
+    if step >= last:
+        return target
+    left = 1 - (step - warmup) / (last - warmup)
+    return int((initial - target) * left**3 + target)
