@@ -45,13 +45,13 @@ def png_size(path):
 def drawn(monkeypatch):
     """The figures that are drawn, in place of only their pixels."""
     figures = []
-    save = plots._save
+    save = plots.save_figure
 
     def keep(figure, path):
         figures.append(figure)
         return save(figure, path)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save_figure", keep)
     return figures
 
 

@@ -75,7 +75,7 @@ def plot_metric_against_parameters(records: Sequence[RunRecord], path: str | Pat
     legend = axes.legend(entries.values(), entries.keys(), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a "$" in a name is a "$"
-    return _save(figure, Path(path))
+    return save_figure(figure, Path(path))
 
 
 def plot_rank_heatmap(records: Sequence[RunRecord], path: str | Path) -> Path:
@@ -111,7 +111,7 @@ def plot_rank_heatmap(records: Sequence[RunRecord], path: str | Path) -> Path:
     every = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     top = max(1.0, max(float(np.nanmax(values)) for values in panels.values()))
     for axes, (title, values) in zip(every, panels.items(), strict=False):
-        image = _draw_ranks(axes, grid, values, top)
+        image = draw_ranks(axes, grid, values, top)
         if turned:
             axes.tick_params(axis="x", rotation=60)
         axes.set_title(title, fontsize=10, parse_math=False)
@@ -122,7 +122,7 @@ def plot_rank_heatmap(records: Sequence[RunRecord], path: str | Path) -> Path:
     seeds = max(len(group) for group in groups.values())
     label = f"rank, mean over {seeds} seeds" if seeds > 1 else "rank"
     figure.colorbar(image, ax=list(every[: len(panels)]), label=label, aspect=30, pad=0.02, shrink=1 / rows)
-    return _save(figure, Path(path))
+    return save_figure(figure, Path(path))
 
 
 def _groups(runs: Sequence[RunRecord]) -> dict[Group, list[RunRecord]]:
@@ -223,7 +223,8 @@ def _mean_ranks(grid: Grid, group: Sequence[RunRecord]) -> np.ndarray:
     return np.divide(total, count, out=np.full_like(total, math.nan), where=count > 0)
 
 
-def _draw_ranks(axes: "Axes", grid: Grid, values: np.ndarray, top: float) -> "AxesImage":
+def draw_ranks(axes: "Axes", grid: Grid, values: np.ndarray, top: float) -> "AxesImage":
+    """Fill `axes` with ranks `(rows, columns)` of a grid, NaN where there is no matrix; colours end at `top`."""
     image = axes.imshow(values, cmap="viridis", vmin=0, vmax=top, aspect="auto")
     axes.set_facecolor("0.93")
     whole = {row for row, column in grid.cells.values() if column is None}
@@ -246,9 +247,18 @@ def _write_rank(axes: "Axes", x: float, y: float, rank: float, top: float) -> No
     axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if rank < 0.6 * top else "black")
 
 
-def _save(figure: "Figure", path: Path) -> Path:
+def save_figure(figure: "Figure", path: Path) -> Path:
+    """Write a figure as SVG if the file's name ends so, else as PNG.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
+    if path.suffix.lower() == ".svg":
+        FigureCanvasSVG(figure).print_svg(content, metadata={"Date": None})
+    else:
+        FigureCanvasAgg(figure).print_png(content)
     return write_atomically(path, content.getvalue())

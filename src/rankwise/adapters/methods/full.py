@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from rankwise.adapters.contract import METHODS, Form, Method, MethodConfig, ParameterCount, trainable_state
 from rankwise.adapters.export import new_directory
+from rankwise.adapters.merge import save_model
+from rankwise.errors import ConfigError, Finding
 
 
 @METHODS.register("full")
@@ -50,8 +52,15 @@ class Full(Method):
         for name, parameter in self.model.named_parameters():
             parameter.copy_(state[name])
 
-    def export(self, directory: Path, form: Form = "compact") -> Path:
-        """Write a Transformers model folder."""
+    def export(self, directory: Path, form: Form = "merged") -> Path:
+        """Write a Transformers model folder: `merged` is the only form there is.
+
+        Raises:
+            ConfigError: another form was asked for.
+        """
+        if form != "merged":
+            message = f"full fine-tuning has no adapter to write as '{form}'; its form is 'merged'"
+            raise ConfigError("export", [Finding("form", message)])
         with new_directory(directory) as folder:
-            self.model.save_pretrained(str(folder))  # type: ignore[operator]
+            save_model(self.model, folder)
         return directory

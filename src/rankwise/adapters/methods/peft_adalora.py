@@ -29,8 +29,9 @@ from rankwise.adapters.contract import (
     refuse_impossible,
     trainable_state,
 )
-from rankwise.adapters.export import Pair, write_compact
+from rankwise.adapters.export import export_adapter
 from rankwise.adapters.lora_method import resolve_budget
+from rankwise.adapters.pairs import Pair
 from rankwise.allocation.budget import spent
 from rankwise.allocation.schedules import Length, in_steps
 from rankwise.errors import AllocationError, BudgetError, Finding
@@ -188,7 +189,7 @@ class PeftAdalora(Method):
             a = (layer.lora_A[ADAPTER] * layer.lora_E[ADAPTER]).detach()[live]
             scale = layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER] + 1e-5)
             pairs[name] = Pair(a, layer.lora_B[ADAPTER].detach()[:, live] * scale)
-        return write_compact(self.model, pairs, directory)
+        return export_adapter(self.model, pairs, directory, form)
 
     def _live(self) -> dict[str, Tensor]:
         """Boolean mask (initial rank,) per matrix; all True before the first pruning."""
