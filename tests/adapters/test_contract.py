@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import batch, build, logits, settings, tiny_data, tiny_model, tiny_tokenizer, trainer_for
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
@@ -16,9 +17,30 @@ from rankwise.training.callback import RankwiseCallback, load_method, save_metho
 from rankwise.training.fit import fit, last_checkpoint, training_arguments
 
 FAMILIES = ("bert", "llama", "gpt2")
-ADAPTERS = [name for name in METHODS if "budget" in METHODS[name].model_fields]
-FIELDS = {"glora": {"warmup": 4}}
-COMBINATIONS = [(family, name) for family in FAMILIES for name in METHODS]
+VARIANTS = {name: (name, {}) for name in METHODS} | {
+    "glora": ("glora", {"warmup": 4}),
+    "glora-again": ("glora", {"warmup": 2, "every": 3, "until": 9, "smoothing": 0.5, "signal": "norm_of_mean"}),
+    "adalora-ranks": ("adalora", {"budget": "30 ranks", "every": 2}),
+    "truncate-early": ("truncate", {"final": 6, "keep": "25%"}),
+    "random-open": ("random", {"floor": 0, "concentration": 0.1}),
+    "eva-ranks": ("eva", {"budget": "30 ranks", "rho": 4.0}),
+}
+"""Every registered method under its name with settings that make it decide within twelve steps, and some others."""
+ADAPTERS = [key for key, (name, _) in VARIANTS.items() if "budget" in METHODS[name].model_fields]
+WRITTEN = {"pissa": 2}
+"""Times the trained rank that a checkpoint holds, where not once: PiSSA's takes back what left the base weights too."""
+NOT_PLAIN = ("dora",)
+"""Methods whose compact form is PEFT's own, because no plain LoRA equals it."""
+UNDRAWN = ("pissa",)
+"""Methods whose adapters start from the base weights alone, whatever the seed."""
+COMBINATIONS = [(family, key) for family in FAMILIES for key in VARIANTS]
+
+
+def made(key, model=None, **fields):
+    """A variant on a tiny model."""
+    name, own = VARIANTS[key]
+    return build(name, model, **(own | fields))
+
 
 LOADER = """
 import json, sys, warnings, torch
@@ -54,7 +76,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     done = {}
     for family, name in COMBINATIONS:
-        method = build(name, tiny_model(family), **FIELDS.get(name, {}))
+        method = made(name, tiny_model(family))
         fitted = train(method, folder / "work", settings())
         done[family, name] = (method, fitted, method.export(folder / f"{family}-{name}"))
     return done
@@ -92,14 +114,19 @@ def test_budget_is_met_and_counted(trained, family, name):
     method, fitted, export = trained[family, name]
     method.check_finished()
     count = method.parameter_count()
-    asked = build("lora", tiny_model(family)).target.total
-    tolerance = getattr(sys.modules[type(method).__module__], "TOLERANCE", None)
-    slack = 0 if tolerance is None else max(tolerance * asked, *method.costs.values())
-    assert asked - slack <= count.final <= asked
+    if "ranks" in VARIANTS[name][1].get("budget", ""):
+        assert f"{sum(method.rank_pattern().values())} ranks" == VARIANTS[name][1]["budget"]
+    else:
+        asked = build("lora", tiny_model(family)).target.total
+        tolerance = getattr(sys.modules[type(method).__module__], "TOLERANCE", None)
+        slack = 0 if tolerance is None else max(tolerance * asked, *method.costs.values())
+        assert asked - slack <= count.final <= asked
     assert count.peak >= count.final
     tensors = load_file(export / "adapter_model.safetensors")
-    assert sum(t.numel() for key, t in tensors.items() if ".lora_" in key) == count.final
-    assert sum(rank * method.costs[module] for module, rank in method.rank_pattern().items()) == count.final
+    assert sum(t.numel() for key, t in tensors.items() if ".lora_" in key) == WRITTEN.get(name, 1) * count.final
+    magnitudes = sum(t.numel() for key, t in tensors.items() if ".lora_magnitude_vector" in key)  # DoRA's
+    factors = sum(rank * method.costs[module] for module, rank in method.rank_pattern().items())
+    assert factors + magnitudes == count.final
     assert fitted.trace[-1].ranks.keys() == method.costs.keys()
 
 
@@ -111,17 +138,33 @@ def test_export_gives_the_same_logits_without_rankwise(trained, loaded, family, 
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+FORMS = [(name, form) for name in ADAPTERS for form in ("uniform", "merged") if (name, form) != ("dora", "uniform")]
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_other_forms_give_the_same_logits(trained, tmp_path, name, form):
+    method, _, _ = trained["bert", name]
+    method.export(tmp_path / form, form)
+    if form == "merged":
+        found = type(tiny_model()).from_pretrained(tmp_path / form)
+    else:
+        config = json.loads((tmp_path / form / "adapter_config.json").read_text())
+        assert (config["rank_pattern"], config["alpha_pattern"], config["r"]) == ({}, {}, config["lora_alpha"])
+        found = PeftModel.from_pretrained(tiny_model(), tmp_path / form)
+    torch.testing.assert_close(logits(found), logits(method.model), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in NOT_PLAIN])
 def test_compact_form_has_one_scale_for_servers_that_ignore_patterns(trained, name):
     config = json.loads((trained["bert", name][2] / "adapter_config.json").read_text())
     ranks = trained["bert", name][0].rank_pattern().values()
     assert config["peft_type"] == "LORA"
-    assert config["r"] == config["lora_alpha"] == max(ranks)
+    assert config["r"] == config["lora_alpha"] == WRITTEN.get(name, 1) * max(ranks)
     assert config["rank_pattern"] == config["alpha_pattern"]
     assert len(config["target_modules"]) == sum(rank > 0 for rank in ranks)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_export_twice_is_equal_and_leaves_the_method_as_it_was(trained, tmp_path, name):
     method, _, first = trained["bert", name]
     before, ranks = logits(method.model), method.rank_pattern()
@@ -136,11 +179,11 @@ def test_export_twice_is_equal_and_leaves_the_method_as_it_was(trained, tmp_path
         method.export(first)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_saved_state_gives_the_same_logits(trained, tmp_path, name):
     method, _, _ = trained["bert", name]
     save_method(method, tmp_path)
-    fresh = build(name, **FIELDS.get(name, {}))
+    fresh = made(name)
     load_method(fresh, tmp_path)
     assert torch.equal(logits(fresh.model), logits(method.model))
     assert fresh.rank_pattern() == method.rank_pattern()
@@ -153,14 +196,13 @@ def test_state_that_is_not_there_is_named(tmp_path):
         load_method(build("lora"), tmp_path)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("lost", [4, 5, 6, 12])
 def test_interrupted_run_resumes_to_the_same_run(trained, tmp_path, name, lost):
     """Five steps to an epoch; a reallocation after step 4 (glora) or at every step from 2 to 8 (AdaLoRA).
 
     The run dies in step `lost`, before that step is saved.
     """
-    fields = FIELDS.get(name, {})
     _, whole, _ = trained["bert", name]
 
     def die(step, loss):
@@ -168,8 +210,8 @@ def test_interrupted_run_resumes_to_the_same_run(trained, tmp_path, name, lost):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(build(name, **fields), tmp_path / "cut", settings(save_every=1), on_step=die)
-    method = build(name, **fields)
+        train(made(name), tmp_path / "cut", settings(save_every=1), on_step=die)
+    method = made(name)
     torch.manual_seed(999)
     seen, events = [], []
     resumed = train(
@@ -186,11 +228,11 @@ def test_interrupted_run_resumes_to_the_same_run(trained, tmp_path, name, lost):
     method.check_finished()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_run_killed_after_its_last_step_takes_no_step_too_many(tmp_path, name):
-    whole = train(build(name), tmp_path, settings(save_every=6))
+    whole = train(made(name), tmp_path, settings(save_every=6))
     steps = []
-    again = train(build(name), tmp_path, settings(save_every=6), on_step=lambda step, loss: steps.append(step))
+    again = train(made(name), tmp_path, settings(save_every=6), on_step=lambda step, loss: steps.append(step))
     assert steps == list(range(7, 13))
     assert (again.losses, again.trace) == (whole.losses, whole.trace)
     assert (again.logits["main"] == whole.logits["main"]).all()
@@ -225,10 +267,10 @@ class Recorder(TrainerCallback):
             assert entry["exp_avg"].shape == entry["exp_avg_sq"].shape == parameter.shape
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_hooks_once_per_optimizer_step_and_optimizer_holds_what_is_trained(tmp_path, name, accumulation):
-    method = build(name, **({"warmup": 4, "floor": 0} if name == "glora" else {}))
+    method = made(name, **({"floor": 0} if name == "glora" else {}))
     recorder = Recorder(method)
     changes = settings(gradient_accumulation_steps=accumulation, batch_size=4 // accumulation)
     trainer = trainer_for(method, tmp_path, changes, callbacks=[recorder])
@@ -245,26 +287,26 @@ def test_eval_loss_is_cross_entropy_alone(trained, family, name):
     assert fitted.eval_losses["main"] == pytest.approx(float(expected), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_training_loss_is_the_task_loss_alone(tmp_path, name):
     """The first step's loss, before anything moved, is the base model's."""
     model = tiny_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     data = tiny_data(4, length=9)
     columns = ("input_ids", "attention_mask", "labels")
     expected = model.eval()(**{c: torch.tensor(data[c][:]) for c in columns}).loss.item()
-    trainer = trainer_for(build(name, model), tmp_path, data=data)
+    trainer = trainer_for(made(name, model), tmp_path, data=data)
     trainer.train()
     assert trainer.losses[0][1] == pytest.approx(expected, abs=1e-6)
 
 
 def decides(name):
     """Whether a method has anything to do while training goes on."""
-    return type(build(name)).after_optimizer_step is not Method.after_optimizer_step
+    return type(made(name)).after_optimizer_step is not Method.after_optimizer_step
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if decides(name)])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if decides(name)])
 def test_hooks_never_called_is_an_error(tmp_path, name):
-    method = build(name)
+    method = made(name)
     stock = Trainer(
         model=method.model,
         args=training_arguments(settings(), tmp_path / "work"),
@@ -279,34 +321,34 @@ def test_hooks_never_called_is_an_error(tmp_path, name):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_other_number_of_steps_is_an_error(tmp_path, name):
-    method = build(name, total_steps=30)
+    method = made(name, total_steps=30)
     with pytest.raises(TrainingError, match="built for 30 optimizer steps, the trainer will run 12"):
         trainer_for(method, tmp_path, driver=RankwiseCallback(method, total_steps=30)).train()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_build_depends_on_the_seed_alone(name):
     """Neither on the global random state, nor does it move it."""
     states = []
     for noise in (1, 2):
         model = tiny_model()
         torch.manual_seed(noise)
-        states.append(build(name, model, seed=5).state_dict())
+        states.append(made(name, model, seed=5).state_dict())
         drawn = torch.rand(3)
         torch.manual_seed(noise)
         assert torch.equal(drawn, torch.rand(3))
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    if name in ADAPTERS:
-        other = build(name, seed=6).state_dict()
-        assert any(not torch.equal(states[0][key], other[key]) for key in other)
+    if name in ADAPTERS and name not in UNDRAWN:
+        other = made(name, seed=6).state_dict()
+        assert states[0].keys() != other.keys() or any(not torch.equal(states[0][key], other[key]) for key in other)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters_start_as_the_base_model_and_the_base_is_frozen(name):
     expected = logits(tiny_model())
-    method = build(name)
+    method = made(name)
     torch.testing.assert_close(logits(method.model), expected, rtol=0, atol=1e-7)
     names = [n for n, p in method.model.named_parameters() if p.requires_grad]
     assert all(".lora_" in n or ".classifier." in n for n in names)
