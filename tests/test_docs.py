@@ -15,7 +15,8 @@ import pytest
 import typer
 
 from rankwise.cli import app
-from rankwise.experiments.markdown import results_markdown
+from rankwise.experiments.markdown import overhead_markdown, results_markdown
+from rankwise.experiments.schema import method_registry
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -94,6 +95,30 @@ def test_readme_names_every_command():
 def test_readme_table_is_that_of_the_results_file():
     content = json.loads((ROOT / "benchmarks/results/compare.json").read_text(encoding="utf-8"))
     assert results_markdown(content) in README
+
+
+def test_cost_table_is_that_of_the_results_file():
+    content = json.loads((ROOT / "benchmarks/results/overhead.json").read_text(encoding="utf-8"))
+    path = ROOT / "docs/methods.md"
+    text = path.read_text(encoding="utf-8")
+    head, _, rest = text.partition("<!-- costs -->\n")
+    old, mark, tail = rest.partition("<!-- /costs -->")
+    assert mark
+    if os.environ.get("RANKWISE_UPDATE_DOCS"):
+        path.write_text(f"{head}<!-- costs -->\n{overhead_markdown(content)}\n<!-- /costs -->{tail}", encoding="utf-8")
+        return
+    assert old == f"{overhead_markdown(content)}\n"
+
+
+def test_every_method_has_its_half_page_and_its_cost():
+    sections = re.split(r"^## ", (ROOT / "docs/methods.md").read_text(encoding="utf-8"), flags=re.M)[1:]
+    assert sections.pop().startswith("What they cost\n")
+    named = {name for section in sections for name in re.findall(r"`(\w+)`", section.splitlines()[0])}
+    methods = set(method_registry())
+    assert named == methods
+    assert all(len(section.split()) > 40 for section in sections)
+    content = json.loads((ROOT / "benchmarks/results/overhead.json").read_text(encoding="utf-8"))
+    assert {row["method"] for row in content["rows"]} == methods
 
 
 def test_files_named_in_the_readme_exist():

@@ -1,4 +1,4 @@
-"""A comparison as a Markdown table, made from `results.json` alone: what the README shows."""
+"""Tables of the documents, made from results files alone: a comparison, and what each method costs."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median, stdev
@@ -57,3 +57,33 @@ def _where(content: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], metric
         f"({', '.join(map(str, seeds))}), {examples:,} evaluation examples; {machine['cores']} cores of "
         f"{machine['processor']}; made by `{content['command']}`."
     )
+
+
+def overhead_markdown(content: Mapping[str, Any]) -> str:
+    """Wall-clock and memory of every method relative to uniform LoRA, and a line on size, machine and command.
+
+    Args:
+        content: what `benchmarks/overhead.py --json` printed.
+    """
+    lines = [
+        "| method | time / lora (IQR) | time / peft_adalora | peak memory / lora | trained at most / kept |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in content["rows"]:
+        other = row["ratio_to_peft_adalora"]
+        cells = [
+            f"`{row['method']}`",
+            f"{row['ratio_to_lora']:.3f} ({row['spread']:.3f})",
+            "–" if other is None else f"{other:.2f}",
+            f"{row['peak_memory_ratio']:.3f}",
+            f"{row['peak_parameters_ratio']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    size, machine = content["settings"], content["machine"]
+    lines += [
+        "",
+        f"Embedded model, budget r=4, {size['steps']} steps of {size['batch_size']} x {size['tokens']} tokens, "
+        f"{content['rows'][0]['rounds']} rounds in turn; {machine['cores']} cores of {machine['processor']}; made by "
+        "`python benchmarks/overhead.py --json`.",
+    ]
+    return "\n".join(lines)

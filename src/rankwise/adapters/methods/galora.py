@@ -13,10 +13,10 @@ SVD, and what is left trains on undisturbed. Gates are folded into A wherever th
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, final
+from typing import Literal, final
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from rankwise.adapters.attach import ADAPTER, adapted_layers
@@ -25,6 +25,7 @@ from rankwise.adapters.gated import add_gates, gate_of
 from rankwise.adapters.lora_method import LoraMethod, enlarged_target
 from rankwise.allocation.budget import spent
 from rankwise.allocation.schedules import Length, in_steps
+from rankwise.allocation.shares import Share
 from rankwise.allocation.shrinkage import (
     Decline,
     can_hold,
@@ -35,19 +36,6 @@ from rankwise.allocation.shrinkage import (
 )
 from rankwise.errors import AllocationError, Finding
 
-
-def _share(value: float | str) -> float:
-    """`'35%'` or 0.35 -> 0.35."""
-    text = str(value).strip()
-    try:
-        share = round(float(text[:-1]) / 100, 12) if text.endswith("%") else float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share < 1:
-        raise ValueError(f"'{value}' must be a share between 0 and 100 %, such as '35%' or 0.35")
-    return share
-
-
 POWERS = {"lasso": 1, "adaptive": 2}
 """Penalty -> q in the proximal step (see `allocation.shrinkage`)."""
 
@@ -57,7 +45,7 @@ class GaloraConfig(AdapterConfig):
     """One learned gate per module; the weakest modules shrink to nothing and are removed while training goes on."""
 
     name: Literal["galora"] = "galora"
-    keep: Annotated[float | str, AfterValidator(_share)] = Field(
+    keep: Share = Field(
         default=0.35,
         description="share of the adapter parameters trained at first that is left at the end, '35%' or 0.35; training "
         "starts at uniform rank with budget / keep parameters (rounded up to a whole rank, at most full rank)",
