@@ -20,7 +20,7 @@ import resource
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rankwise.experiments.environment import machine, versions
@@ -29,6 +29,8 @@ from rankwise.experiments.schema import method_registry
 CLASSES = 6
 REPEATS = 3
 """Processes per method whose peak memory is taken."""
+MEMORY_STEPS = 12
+"""Steps they train: the peak is reached within a few."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ def _ratios(times: dict[str, list[Once]], name: str, other: str) -> list[float]:
 
 def main() -> None:
     """Measure and print."""
+    import torch
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", help="methods, with commas (default: all); lora is always measured")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of all methods")
@@ -165,11 +169,11 @@ def main() -> None:
     names = tuple(dict.fromkeys(["lora", *(options.methods.split(",") if options.methods else method_registry())]))
     settings = Settings(options.steps, options.batch_size, options.tokens)
     times = measure_times(names, settings, options.rounds)
-    peaks = {name: measure_peak(name, settings) for name in names}
+    peaks = {name: measure_peak(name, replace(settings, steps=MEMORY_STEPS)) for name in names}
     found = rows(names, times, peaks)
     result = {
         "rows": found,
-        "settings": vars(settings),
+        "settings": vars(settings) | {"threads": torch.get_num_threads()},
         "machine": machine(),
         "versions": versions(),
     }

@@ -12,7 +12,7 @@ from peft import PeftModel
 from tiny import build, logits, settings, tiny_data, tiny_model, tiny_tokenizer
 from transformers import DataCollatorWithPadding, Trainer
 
-from rankwise.training.callback import STATE_FILE, RankwiseCallback, load_method
+from rankwise.training.callback import STATE_FILE, RankwiseCallback
 from rankwise.training.fit import training_arguments
 from rankwise.training.models import EMBEDDED_PACKAGE
 
@@ -55,21 +55,6 @@ def test_its_own_checkpoints_are_plain_peft(tmp_path, name):
     trainer.train()
     again = PeftModel.from_pretrained(tiny_model(), tmp_path / "checkpoint-12")
     torch.testing.assert_close(logits(again), logits(method.model), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["lora", "glora"])
-def test_stock_trainer_resumes_after_load_method(tmp_path, name):
-    fields = {"warmup": 4} if name == "glora" else {}
-    whole = build(name, **fields)
-    trainer, driver = stock(whole, tmp_path, save_every=6)
-    trainer.train()
-    method = build(name, **fields)
-    checkpoint = tmp_path / "checkpoint-6"
-    load_method(method, checkpoint)
-    resumed, again = stock(method, tmp_path / "more")
-    resumed.train(resume_from_checkpoint=str(checkpoint))
-    assert torch.equal(logits(method.model), logits(whole.model))
-    assert again.trace == driver.trace
 
 
 def test_trace_is_readable_in_the_trainer_state(tmp_path):

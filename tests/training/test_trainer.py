@@ -8,7 +8,7 @@ import torch
 from tiny import build, settings, tiny_data, tiny_model, tiny_tokenizer, trainer_for
 from transformers import TrainerCallback
 
-from rankwise.adapters.contract import AdapterConfig, Resize
+from rankwise.adapters.contract import AdapterConfig
 from rankwise.adapters.lora_method import LoraMethod
 from rankwise.errors import TrainingError
 from rankwise.training.callback import RankwiseCallback
@@ -220,20 +220,6 @@ def test_wrong_model_and_untracked_parameters_are_refused(tmp_path):
     few = [next(p for p in method.model.parameters() if p.requires_grad)]
     with pytest.raises(TrainingError, match=r"25 trainable parameters are not in the optimizer, first: "):
         trainer_for(method, tmp_path, optimizers=(torch.optim.AdamW(few), None)).train()
-
-
-def test_resize_on_several_processes_is_refused():
-    """A replica would go on with the old parameters and drift apart without a word."""
-
-    class Asks:
-        def after_optimizer_step(self, step):
-            return Resize({})
-
-    driver = RankwiseCallback(Asks(), total_steps=1)
-    args = type("Args", (), {"world_size": 2})()
-    state = type("State", (), {"global_step": 0})()
-    with pytest.raises(TrainingError, match="several processes"):
-        driver.on_optimizer_step(args, state, None)
 
 
 def test_events_are_reported_as_they_happen(tmp_path):

@@ -38,9 +38,18 @@ class Matrix:
 
 
 def base_parameter_count(model: nn.Module) -> int:
-    """Parameters of the base model, task head excluded (what a percentage budget refers to)."""
+    """Parameters of the base model, task head excluded (what a percentage budget refers to).
+
+    A quantised matrix counts in x out, however its bits are packed.
+    """
     head = tuple(f"{name}." for name in head_modules(model))
-    return sum(p.numel() for name, p in model.named_parameters() if not (f"{name}.").startswith(head))
+    packed = {
+        id(module.weight): module.in_features * module.out_features
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and not module.weight.is_floating_point()
+    }
+    counted = [p for name, p in model.named_parameters() if not f"{name}.".startswith(head)]
+    return sum(packed.get(id(p), p.numel()) for p in counted)
 
 
 def head_modules(model: nn.Module) -> tuple[str, ...]:
@@ -102,9 +111,10 @@ def attach_lora(
     What the adapters start from depends on `seed` alone; the global random state is left as it was.
 
     Raises:
-        ModelError: PEFT adapted another set of matrices.
+        ModelError: PEFT adapted another set of matrices, or the head is quantised.
     """
     wanted = list(matrices)
+    _check_head(model)
     config.target_modules = set(wanted)
     config.modules_to_save = list(head_modules(model)) or None
     config.task_type = task_type(model)
@@ -123,7 +133,7 @@ def attach_lora(
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """Full name in the base model -> the PEFT layer that carries our adapter (others may be there too), in model order."""
+    """Full name in the base model -> the PEFT layer that carries our adapter (perhaps among others), in model order."""
     root = model.base_model.model if isinstance(model, PeftModel) else model
     return {
         name: module for name, module in root.named_modules() if isinstance(module, LoraLayer) and ADAPTER in module.r
@@ -140,6 +150,16 @@ def task_type(model: nn.Module) -> TaskType | None:
         "ForQuestionAnswering": TaskType.QUESTION_ANS,
     }
     return next((kind for ending, kind in endings.items() if type(model).__name__.endswith(ending)), None)
+
+
+def _check_head(model: nn.Module) -> None:
+    """The head is trained whole, so it has to be there in full precision."""
+    for name in head_modules(model):
+        if any(not p.is_floating_point() for p in model.get_submodule(name).parameters()):
+            raise ModelError(
+                f"the task head '{name}' is quantised and cannot be trained; load the model with "
+                f"BitsAndBytesConfig(…, llm_int8_skip_modules=['{name}'])"
+            )
 
 
 def _shape(module: nn.Linear | Conv1D) -> tuple[int, int]:

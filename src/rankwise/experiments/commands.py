@@ -14,6 +14,7 @@ from rankwise.errors import BudgetError, ConfigError, Finding, StoreError
 from rankwise.experiments import compare as comparing
 from rankwise.experiments import config as configs
 from rankwise.experiments.import_record import write_run_configs
+from rankwise.experiments.processes import is_first, joined
 from rankwise.experiments.progress import reporter
 from rankwise.experiments.report import Report, write_report
 from rankwise.experiments.schema import RunConfig, TrainingConfig, method_registry, task_registry
@@ -76,8 +77,9 @@ class Summary:
     failed: bool = False
 
 
-def compare(options: CompareOptions, *, output: Path | None, store: Path | None, command: str) -> Shown:
-    """Run a comparison and write its report.
+@joined()
+def compare(options: CompareOptions, *, output: Path | None, store: Path | None, command: str) -> Shown | None:
+    """Run a comparison and write its report. Of several processes only the first has something to show.
 
     Raises:
         RankwiseError: see `experiments.compare` and `experiments.runner`.
@@ -85,6 +87,9 @@ def compare(options: CompareOptions, *, output: Path | None, store: Path | None,
     plan = plan_of(options)
     runs = plan.configs()
     folder = output or RUNS / _folder_name(plan, runs)
+    if not is_first():
+        comparing.assist_all(runs, folder)
+        return None
     with _open(folder, store, runs, command) as opened, reporter(len(runs)) as shown:
         ids = comparing.run_all(runs, opened, folder, shown)
         return _shown(write_report(opened, ids, folder, command=command), folder)
@@ -146,8 +151,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(range(int(parts[0])))
 
 
-def run(file: Path, overrides: Sequence[str], *, output: Path | None, store: Path | None, command: str) -> Shown:
-    """Do the run that a config file describes.
+@joined()
+def run(file: Path, overrides: Sequence[str], *, output: Path | None, store: Path | None, command: str) -> Shown | None:
+    """Do the run that a config file describes. Of several processes only the first has something to show.
 
     Raises:
         ConfigError: every error of the file at once.
@@ -155,6 +161,9 @@ def run(file: Path, overrides: Sequence[str], *, output: Path | None, store: Pat
     """
     loaded = configs.load(file, overrides)
     folder = output or RUNS / loaded.config.run_id
+    if not is_first():
+        comparing.assist_all([loaded.config], folder)
+        return None
     with _open(folder, store, [loaded.config], command) as opened, reporter(1) as shown:
         ids = comparing.run_all([loaded.config], opened, folder, shown)
         made = _shown(write_report(opened, ids, folder, command=command), folder)

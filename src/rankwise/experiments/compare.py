@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rankwise.errors import ConfigError, Finding, OutputError
 from rankwise.experiments.progress import Reporter
 from rankwise.experiments.results import write_atomically
-from rankwise.experiments.runner import CHECKPOINTS, load_task, run, total_steps
+from rankwise.experiments.runner import CHECKPOINTS, assist, load_task, run, total_steps
 from rankwise.experiments.schema import ModelConfig, RunConfig, TrainingConfig, method_registry
 from rankwise.experiments.store import Store
 from rankwise.tasks.base import TaskConfig
@@ -89,10 +89,21 @@ def run_all(configs: Sequence[RunConfig], store: Store, output: Path, reporter: 
     return [config.run_id for config in configs]
 
 
+def assist_all(configs: Sequence[RunConfig], output: Path) -> None:
+    """What every process but the first does while that one is in `run_all`."""
+    _refuse_impossible(configs)
+    for config in configs:
+        assist(config, output)
+
+
 def _refuse_impossible(configs: Sequence[RunConfig]) -> None:
     """Before the first run, not after hours: what no method can do in the steps there are."""
+    from rankwise.adapters.distributed import world_size
+    from rankwise.training.fit import split_evenly
+
     found: dict[Finding, None] = {}
     for config in configs:
+        split_evenly(config.training.batch_size, world_size())
         steps = total_steps(config, len(load_task(config.task).train))
         found |= {replace(f, path=f"{config.method.name}: {f.path}"): None for f in config.method.check(steps)}
     if found:

@@ -2,11 +2,13 @@
 
 A run's checkpoint goes to `<output>/checkpoints/<run_id>`, its rows into the store. A completed run is never done
 again; one that failed, was interrupted or died with its process is begun anew, or goes on from its last saved state.
+
+Under `torchrun` process 0 calls `run` and the others `assist`: they train along, and write and print nothing.
 """
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rankwise.adapters.contract import Method
+    from rankwise.training.callback import RankEvent
     from rankwise.training.fit import FitSettings, Fitted
 
 CHECKPOINTS = "checkpoints"
@@ -49,9 +52,12 @@ def run(config: RunConfig, store: Store, output: Path, reporter: Reporter | None
         RankwiseError: whatever is wrong with config, data, model, budget, training or the output folder; the run is
             marked as failed in the store, with the message.
     """
+    from rankwise.adapters.distributed import broadcast_object
+
     reporter = reporter or Silent()
     record = new_record(config)
     found = finished(record, store, output)
+    broadcast_object(found is not None)
     if found is not None:
         reporter.end(found, reused=True)
         return Ran(found, reused=True)
@@ -68,6 +74,18 @@ def run(config: RunConfig, store: Store, output: Path, reporter: Reporter | None
         work.parent.rmdir()
     reporter.end(done, reused=False)
     return Ran(done, reused=False)
+
+
+def assist(config: RunConfig, output: Path) -> None:
+    """What every process but the first does while that one is in `run`.
+
+    Raises:
+        RankwiseError: whatever is wrong with config, data, model, budget or training.
+    """
+    from rankwise.adapters.distributed import broadcast_object
+
+    if not broadcast_object(False):
+        _fit(config, output / WORK / config.run_id)
 
 
 def finished(wanted: RunRecord, store: Store, output: Path) -> RunRecord | None:
@@ -146,31 +164,12 @@ def load_task(config: TaskConfig) -> TaskData:
 
 
 def _train(config: RunConfig, record: RunRecord, store: Store, output: Path, reporter: Reporter) -> RunRecord:
-    from rankwise.training.fit import fit
-    from rankwise.training.models import load_base_model
+    def on_event(event: "RankEvent") -> None:
+        store.add_ranks(record.run_id, event.step, event.event, event.ranks, event.scores)
 
-    data = load_task(config.task)
-    steps = total_steps(config, len(data.train))
-    name = config.model.name
-    base = load_base_model(
-        name, num_labels=data.num_labels, kind=data.kind, seed=config.seed, revision=config.model.revision
-    )
-    method = config.method.build(base.model, total_steps=steps, seed=config.seed)
-    reporter.begin(f"{record.method}, seed {record.seed}", steps)
-    max_length = min(config.task.max_length, base.max_tokens or config.task.max_length)
-    train, validation = _encoded(data, base.tokenizer, f"{name}@{config.model.revision}", max_length)
-    fitted = fit(
-        method,
-        base.tokenizer,
-        train,
-        validation,
-        settings(config, steps),
-        work_dir=output / WORK / record.run_id,
-        on_step=reporter.step,
-        on_event=lambda event: store.add_ranks(record.run_id, event.step, event.event, event.ranks, event.scores),
-    )
+    method, fitted, steps = _fit(config, output / WORK / record.run_id, reporter, on_event)
     store.add_steps(record.run_id, [(step, "train_loss", loss) for step, loss in fitted.losses])
-    metrics = _measure(config, data, record.run_id, fitted, store)
+    metrics = _measure(config, load_task(config.task), record.run_id, fitted, store)
     checkpoint = _export(method, output, record.run_id)
     count = method.parameter_count()
     return replace(
@@ -186,6 +185,40 @@ def _train(config: RunConfig, record: RunRecord, store: Store, output: Path, rep
         if _same(store.path.parent, output)
         else str(checkpoint.resolve()),
     )
+
+
+def _fit(
+    config: RunConfig,
+    work_dir: Path,
+    reporter: Reporter | None = None,
+    on_event: "Callable[[RankEvent], None] | None" = None,
+) -> "tuple[Method, Fitted, int]":
+    """What all processes do together: build, train, predict. Returns also the number of optimizer steps."""
+    from rankwise.training.fit import fit
+    from rankwise.training.models import load_base_model
+
+    data = load_task(config.task)
+    steps = total_steps(config, len(data.train))
+    name = config.model.name
+    base = load_base_model(
+        name, num_labels=data.num_labels, kind=data.kind, seed=config.seed, revision=config.model.revision
+    )
+    method = config.method.build(base.model, total_steps=steps, seed=config.seed)
+    reporter = reporter or Silent()
+    reporter.begin(f"{config.method.name}, seed {config.seed}", steps)
+    max_length = min(config.task.max_length, base.max_tokens or config.task.max_length)
+    train, validation = _encoded(data, base.tokenizer, f"{name}@{config.model.revision}", max_length)
+    fitted = fit(
+        method,
+        base.tokenizer,
+        train,
+        validation,
+        settings(config, steps),
+        work_dir=work_dir,
+        on_step=reporter.step,
+        on_event=on_event,
+    )
+    return method, fitted, steps
 
 
 def settings(config: RunConfig, steps: int) -> "FitSettings":

@@ -149,7 +149,12 @@ class TrainingConfig(_Section):
     epochs: float | None = Field(
         default=None, gt=0, description="passes over the training examples, instead of max_steps"
     )
-    batch_size: int = Field(default=16, ge=1, description="examples per forward pass")
+    batch_size: int = Field(
+        default=16,
+        ge=1,
+        description="examples per forward pass, over all processes together: under `torchrun` each takes an equal part, "
+        "so that a config means the same run anywhere",
+    )
     gradient_accumulation_steps: int = Field(default=1, ge=1, description="forward passes per optimizer step")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
@@ -189,7 +194,7 @@ class EvaluationConfig(_Section):
     metrics: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="metrics to report, the deciding one first; none: the task's own"
     )
-    batch_size: int = Field(default=64, ge=1, description="examples per forward pass")
+    batch_size: int = Field(default=64, ge=1, description="examples per forward pass, over all processes together")
 
     @field_validator("metrics")
     @classmethod

@@ -4,21 +4,25 @@ Gradients exist in `on_pre_optimizer_step` and `on_optimizer_step`, where `globa
 they are gone in `on_step_end`. Methods count from 1, hence the `+ 1`.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rankwise.adapters.contract import Method
-from rankwise.adapters.resize import apply_resize
+from rankwise.adapters.contract import Method, Resize
+from rankwise.adapters.lora_method import LoraMethod
+from rankwise.adapters.resize import OptimizerLike, apply_resize, check_optimizer
 from rankwise.errors import AllocationError, TrainingError
+from rankwise.training.checkpoints import HISTORY_KEY, STATE_FILE, adopt_checkpoints, load_method, save_method
+from rankwise.training.ddp import agreed, align, rebuild_reducer, wrappers_of
+from rankwise.training.preparation import prepare
 
-STATE_FILE = "rankwise.safetensors"
-HISTORY_KEY = "rank_event"
-"""Key of a rank event in the trainer's log history, which travels with its checkpoints."""
+__all__ = ["HISTORY_KEY", "STATE_FILE", "RankEvent", "RankwiseCallback", "load_method", "save_method"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,11 @@ class RankEvent:
 class RankwiseCallback(TrainerCallback):
     """Calls a method's hooks once per optimizer step, applies the resizes it asks for, and keeps the rank trace.
 
-    Add it to any `Trainer` whose model is `method.model`. A penalty needs `RankwiseTrainer`, since a callback cannot
-    add to the loss.
+    Add it to any `Trainer` whose model is `method.model`. Its checkpoints carry the method's state, and
+    `train(resume_from_checkpoint=…)` takes it up again. On several processes (DDP) process 0 decides and all follow.
+
+    In a stock `Trainer` the gradient of a method's penalty is added right before the optimizer's step, after clipping;
+    `RankwiseTrainer` adds the penalty to the loss.
 
     Args:
         method: what `MethodConfig.build` returned.
@@ -54,9 +61,15 @@ class RankwiseCallback(TrainerCallback):
     ) -> None:
         self.method, self.total_steps, self.seed = method, total_steps, seed
         self.trace: list[RankEvent] = []
+        self.adds_penalty = True  # RankwiseTrainer takes this over
         self._on_event = on_event
         self._state = TrainerState()
         self._calls = 0
+        self._kept_promise = False
+        self._wrappers: list[DistributedDataParallel] = []
+        # Masks of a method's own may change; ranks of LoRA layers do so by a resize alone, and asking costs 0.7 ms.
+        self._changes_alone = type(method).rank_pattern is not LoraMethod.rank_pattern
+        adopt_checkpoints(method, self._was_loaded)
 
     def on_train_begin(
         self,
@@ -65,7 +78,7 @@ class RankwiseCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Check that what is trained is what the method drives."""
+        """Check that what is trained is what the method drives; let the method prepare a new run."""
         if state.max_steps != self.total_steps:
             raise TrainingError(
                 f"the method was built for {self.total_steps} optimizer steps, the trainer will run {state.max_steps}; "
@@ -73,14 +86,22 @@ class RankwiseCallback(TrainerCallback):
             )
         if kwargs.get("model") is not self.method.model:
             raise TrainingError("the trainer's model is not the method's: pass method.model to the trainer")
-        self._check_optimizer(kwargs["optimizer"])
-        self._calls = state.global_step
+        self._check_parameters(kwargs["optimizer"])
+        self._calls, self._kept_promise = state.global_step, False
         self.trace = [RankEvent(**entry[HISTORY_KEY]) for entry in state.log_history if HISTORY_KEY in entry]
         self._state = state
+        if self._can_resize():
+            check_optimizer(kwargs["optimizer"])
+            self._wrappers = wrappers_of(self.method.model)
         for entry in self.trace:  # a resumed run tells its whole story, also to a listener that starts from nothing
             self._report(entry)
         if not self.trace:
             self._record(state.global_step, "start", self.method.rank_pattern(), {})
+        if state.global_step == 0:
+            loader, size = kwargs["train_dataloader"], args.train_batch_size * args.world_size
+            wanted = prepare(self.method, loader.dataset, loader.collate_fn, size, self.seed)
+            if type(self.method).prepare is not Method.prepare:
+                self._resize(agreed(wanted), kwargs["optimizer"], 0)
 
     def on_pre_optimizer_step(
         self,
@@ -90,6 +111,8 @@ class RankwiseCallback(TrainerCallback):
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Gradients are ready, weights have not moved."""
+        if self.adds_penalty:
+            add_penalty_gradient(self.method)
         self.method.before_optimizer_step(state.global_step + 1)
 
     def on_optimizer_step(
@@ -103,14 +126,14 @@ class RankwiseCallback(TrainerCallback):
         step = state.global_step + 1
         self._calls += 1
         resize = self.method.after_optimizer_step(step)
-        if resize is not None:
-            if args.world_size > 1:
-                raise TrainingError("ranks cannot be changed while training on several processes; use one, or `lora`")
-            apply_resize(self.method.model, resize.ranks, optimizer=kwargs["optimizer"], seed=self.seed, step=step)
-            self.method.parameter_count()  # takes note of the peak
-            self._record(step, "resize", self.method.rank_pattern(), resize.scores)
-        elif (ranks := self.method.rank_pattern()) != self.trace[-1].ranks:
+        if type(self.method).after_optimizer_step is not Method.after_optimizer_step:  # the others never resize
+            resize = agreed(resize)
+        self._resize(resize, kwargs["optimizer"], step)
+        if resize is None and self._changes_alone and (ranks := self.method.rank_pattern()) != self.trace[-1].ranks:
             self._record(step, "change", ranks, {})
+        if step == self.total_steps:  # here, because a best model may be loaded before `on_train_end`
+            self.method.check_finished()
+            self._kept_promise = True
 
     def on_save(
         self,
@@ -121,7 +144,7 @@ class RankwiseCallback(TrainerCallback):
     ) -> None:
         """Put the method's state into the trainer's checkpoint."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if folder.is_dir():
+        if args.should_save and folder.is_dir():
             save_method(self.method, folder)
 
     def on_train_end(
@@ -134,9 +157,41 @@ class RankwiseCallback(TrainerCallback):
         """Every step was seen, and the method kept its promise."""
         if self._calls != state.global_step:
             raise AllocationError(f"hooks were called {self._calls} times in {state.global_step} optimizer steps")
-        if state.global_step == self.total_steps:
+        if state.global_step == self.total_steps and not self._kept_promise:
             self.method.check_finished()
         self._record(state.global_step, "end", self.method.rank_pattern(), {})
+
+    def _resize(self, resize: Resize | None, optimizer: OptimizerLike, step: int) -> None:
+        """Apply what all processes agreed on; optimizer, reducer and trace follow."""
+        if resize is None:
+            return
+        model = self.method.model
+        apply_resize(model, resize.ranks, kept=resize.kept, optimizer=optimizer, seed=self.seed, step=step)
+        if self._wrappers:
+            align(model, optimizer)
+        for wrapper in self._wrappers:
+            rebuild_reducer(wrapper)
+        self.method.parameter_count()  # takes note of the peak
+        self._record(step, "resize", self.method.rank_pattern(), resize.scores)
+
+    def _can_resize(self) -> bool:
+        """Whether the method may ever ask for a resize: only adapters on LoRA layers of ours change their ranks."""
+        kind = type(self.method)
+        acts = kind.prepare is not Method.prepare or kind.after_optimizer_step is not Method.after_optimizer_step
+        return acts and isinstance(self.method, LoraMethod)
+
+    def _was_loaded(self) -> None:
+        """A checkpoint was taken up: to go on from, or as the best one, after the last step."""
+        if not self._kept_promise:
+            return
+        try:
+            self.method.check_finished()
+        except AllocationError as error:
+            warnings.warn(
+                f"the best checkpoint is from before the method was done ({error}); what is exported must meet its "
+                "budget: select among later checkpoints, or export the last one",
+                stacklevel=2,
+            )
 
     def _record(self, step: int, event: str, ranks: Mapping[str, int], scores: Mapping[str, float]) -> None:
         entry = RankEvent(step, event, dict(ranks), dict(scores))
@@ -148,26 +203,20 @@ class RankwiseCallback(TrainerCallback):
         if self._on_event is not None:
             self._on_event(entry)
 
-    def _check_optimizer(self, optimizer: Any) -> None:  # noqa: ANN401 - torch's, or Accelerate's wrapper
+    def _check_parameters(self, optimizer: OptimizerLike) -> None:
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
         missing = [n for n, p in self.method.model.named_parameters() if p.requires_grad and id(p) not in known]
         if missing:
             raise TrainingError(f"{len(missing)} trainable parameters are not in the optimizer, first: {missing[0]}")
 
 
-def save_method(method: Method, folder: Path) -> None:
-    """Write a method's state into a checkpoint folder (safetensors)."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
-    save_file(state, str(folder / STATE_FILE))
-
-
-def load_method(method: Method, folder: Path) -> None:
-    """Take up a state written by `save_method`, before the optimizer exists.
-
-    Raises:
-        TrainingError: the folder holds none.
-    """
-    path = folder / STATE_FILE
-    if not path.is_file():
-        raise TrainingError(f"cannot resume: {folder} holds no {STATE_FILE}")
-    method.load_state_dict(load_file(str(path)))
+def add_penalty_gradient(method: Method) -> None:
+    """Add the gradient of `method.penalty()` to the gradients that are there."""
+    penalty = method.penalty()
+    if penalty is None:
+        return
+    trainable = [p for p in method.model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(penalty, trainable, allow_unused=True)
+    for parameter, gradient in zip(trainable, gradients, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

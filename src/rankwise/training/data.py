@@ -1,5 +1,6 @@
 """From texts to batches: tokenised once, padded per batch, grouped by length in an order that only the seed decides."""
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -46,3 +47,39 @@ class LengthGroupedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class SharedBatches(Sampler[list[int]]):
+    """One process's parts of the batches that a single process would see.
+
+    A batch too small to go round (the last one of an epoch) is split as evenly as it can be; a process that would get
+    nothing takes all of it, so that every example still counts the same as the others in the sum over processes.
+
+    Args:
+        sampler: the order of all examples.
+        batch_size: of the whole batches.
+        process: number of this process.
+        processes: how many there are.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, batch_size: int, process: int, processes: int) -> None:
+        self.sampler, self.batch_size, self.process, self.processes = sampler, batch_size, process, processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer when an epoch starts."""
+        self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.sampler) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.sampler)
+        for start in range(0, len(order), self.batch_size):
+            yield self._part(order[start : start + self.batch_size])
+
+    def _part(self, batch: list[int]) -> list[int]:
+        if len(batch) <= self.process:
+            return batch
+        least, more = divmod(len(batch), self.processes)
+        start = self.process * least + min(self.process, more)
+        return batch[start : start + least + (self.process < more)]

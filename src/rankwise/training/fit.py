@@ -12,7 +12,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from rankwise.adapters.contract import Method
+from rankwise.adapters.distributed import broadcast_object
 from rankwise.allocation.schedules import in_steps
+from rankwise.errors import ConfigError, Finding
 from rankwise.training.callback import RankEvent, RankwiseCallback
 from rankwise.training.trainer import RankwiseTrainer
 
@@ -23,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a run is trained; every number is final (steps, not fractions of unknown data)."""
+    """How a run is trained; every number is final (steps, not fractions of unknown data).
+
+    Batch sizes are those of one forward pass over all processes together, each of which takes its part.
+    """
 
     total_steps: int
     batch_size: int
@@ -83,6 +88,8 @@ def fit(
 ) -> Fitted:
     """Train, then predict every validation split once. Resumes from a checkpoint in `work_dir` if there is one.
 
+    Under `torchrun` all processes call this together, and all of them get the same result.
+
     Raises:
         TrainingError: the loss is not finite, or trainer and method disagree.
         AllocationError: the method did not do what it promised.
@@ -99,7 +106,7 @@ def fit(
     trainer.remove_callback(ProgressCallback)
     if on_step is not None:
         trainer.add_callback(_StepReport(on_step, trainer))
-    checkpoint = last_checkpoint(work_dir) if settings.save_every else None
+    checkpoint = broadcast_object(last_checkpoint(work_dir)) if settings.save_every else None
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = trainer.elapsed()
     logits, references, eval_losses = {}, {}, {}
@@ -120,8 +127,12 @@ def last_checkpoint(work_dir: Path) -> str | None:
 
 
 def training_arguments(settings: FitSettings, work_dir: Path) -> TrainingArguments:
-    """The Trainer's arguments for `settings`; nothing is logged, evaluated or uploaded by the Trainer itself."""
-    return TrainingArguments(
+    """The Trainer's arguments for `settings`; nothing is logged, evaluated or uploaded by the Trainer itself.
+
+    Raises:
+        ConfigError: the batch cannot be split evenly over the processes.
+    """
+    arguments = TrainingArguments(
         output_dir=str(work_dir),
         max_steps=settings.total_steps,
         per_device_train_batch_size=settings.batch_size,
@@ -147,6 +158,26 @@ def training_arguments(settings: FitSettings, work_dir: Path) -> TrainingArgumen
         label_names=["labels"],
         **_checkpointing(settings.gradient_checkpointing),
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs need several processes; DataParallel would copy adapters
+    split_evenly(settings.batch_size, arguments.world_size)
+    arguments.per_device_train_batch_size //= arguments.world_size
+    arguments.per_device_eval_batch_size = -(-settings.evaluation_batch_size // arguments.world_size)
+    return arguments
+
+
+def split_evenly(batch_size: int, processes: int) -> None:
+    """Refuse a batch that does not split evenly over the processes.
+
+    Raises:
+        ConfigError: it does not; says which sizes would.
+    """
+    if batch_size % processes:
+        near = max(processes, batch_size - batch_size % processes)
+        message = (
+            f"{batch_size} examples per forward pass cannot be split evenly over {processes} processes; use a multiple "
+            f"of {processes}, such as {near} or {near + processes}"
+        )
+        raise ConfigError("training", [Finding("training.batch_size", message)])
 
 
 def _checkpointing(wanted: bool) -> dict[str, Any]:

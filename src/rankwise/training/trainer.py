@@ -6,28 +6,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from peft import TaskType
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch import distributed as dist
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from rankwise.adapters.attach import task_type
 from rankwise.adapters.contract import Method
+from rankwise.adapters.distributed import all_mean, world_size
 from rankwise.errors import OutputError, RankwiseError, TrainingError
-from rankwise.training.callback import load_method, save_method
-from rankwise.training.data import LengthGroupedSampler
+from rankwise.training.callback import RankwiseCallback
+from rankwise.training.checkpoints import load_method, save_method
+from rankwise.training.data import LengthGroupedSampler, SharedBatches
 
 
 class RankwiseTrainer(Trainer):
     """Trains `method.model`.
 
-    - `method.penalty()` is added to the task loss in training, with a weight that depends neither on gradient
-      accumulation nor on the number of processes.
+    - `method.penalty()` is added to the task loss in training, once per optimizer step and with a weight that depends
+      neither on gradient accumulation nor on the number of processes.
     - In evaluation the loss is the task loss alone.
-    - The task loss of every optimizer step is kept as a float in `losses`; NaN or infinity stops training. Losses and
-      `elapsed()` of a resumed run include what came before the interruption.
+    - The task loss of every optimizer step (the mean over processes) is kept as a float in `losses`; NaN or infinity
+      stops training. Losses and `elapsed()` of a resumed run include what came before the interruption.
+    - Several processes (DDP) see the same batches as one process would, each its part of them.
     - Checkpoints hold the method's own state (live shapes included) instead of a PEFT folder.
     """
 
@@ -40,6 +45,9 @@ class RankwiseTrainer(Trainer):
         self.losses: list[tuple[int, float]] = []
         self._micro_losses: list[Tensor] = []
         self._started = time.perf_counter()
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, RankwiseCallback):
+                callback.adds_penalty = False
 
     def elapsed(self) -> float:
         """Seconds of training so far, those before an interruption included."""
@@ -56,14 +64,50 @@ class RankwiseTrainer(Trainer):
         if not model.training:
             return super().compute_loss(self.method.task_loss_model(), inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        # `loss` is divided by `steps` afterwards, unless it is a share of the whole step's already.
         scaled = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        steps = self.current_gradient_accumulation_steps
+        steps = 1 if scaled else self.current_gradient_accumulation_steps
+        weight = None if scaled else self._weight(len(inputs["labels"]))
         task_loss = self._task_loss(loss, outputs, inputs["labels"])
-        self._note(task_loss if scaled else task_loss / steps)
-        penalty = self.method.penalty()
+        if weight is not None:
+            loss, task_loss = loss * weight, task_loss * weight
+        self._note(task_loss / steps)
+        penalty = self.method.penalty() if self._last_of_step() else None
         if penalty is not None:
-            loss = loss + (penalty / steps if scaled else penalty)
+            loss = loss + penalty * steps
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Loss, logits and labels; the loss is that of real examples, where a last batch was filled up with others."""
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        size = len(inputs["labels"])
+        real = self._real_examples(size)
+        if 0 < real < size:
+            some = {name: value[:real] for name, value in inputs.items()}
+            loss = super().prediction_step(model, some, True)[0]
+        return loss, logits, labels
+
+    def _real_examples(self, size: int) -> int:
+        """How many of this process's `size` examples are not there only to give every process a batch of that size."""
+        state = self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return size
+        return int(min(max(state.remainder - self.args.process_index * size, 0), size))
+
+    def _last_of_step(self) -> bool:
+        return bool(self.accelerator.gradient_state.sync_gradients)
+
+    def _weight(self, examples: int) -> Tensor | None:
+        """What this process's mean loss counts in the mean over processes, where their parts of a batch are unequal."""
+        whole = self.args.train_batch_size * self.args.world_size
+        if self.args.world_size == 1 or len(self.train_dataset) % whole == 0:
+            return None
+        mine = torch.tensor(float(examples), device=self.args.device)
+        mean = mine.clone()
+        all_mean([mean])
+        return mine / mean
 
     @torch.no_grad()
     def _task_loss(self, loss: Tensor, outputs: Any, labels: Tensor) -> Tensor:  # noqa: ANN401 - a ModelOutput
@@ -77,9 +121,11 @@ class RankwiseTrainer(Trainer):
     def _note(self, loss: Tensor) -> None:
         """Collect micro-batch losses; read them off the device once per optimizer step."""
         self._micro_losses.append(loss)
-        if not self.accelerator.gradient_state.sync_gradients:
+        if not self._last_of_step():
             return
-        total = float(torch.stack(self._micro_losses).sum())
+        value = torch.stack(self._micro_losses).sum()
+        all_mean([value])
+        total = float(value)
         self._micro_losses = []
         step = self.state.global_step + 1
         self.losses.append((step, total))
@@ -91,9 +137,29 @@ class RankwiseTrainer(Trainer):
                 "or set training.max_grad_norm"
             )
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:  # noqa: ANN401
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches that are the same for any number of processes; each process loads its part of them."""
+        if self.args.world_size == 1:
+            alone: DataLoader[Any] = super().get_train_dataloader()
+            return alone
+        size = self.args.train_batch_size * self.args.world_size
+        batches = SharedBatches(self._get_train_sampler(), size, self.args.process_index, self.args.world_size)
+        loader = DataLoader(
+            self._remove_unused_columns(self.train_dataset, description="Training"),
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        # one process, as far as Accelerate is concerned: the batches are shared out already
+        ready: DataLoader[Any] = prepare_data_loader(
+            loader, device=self.args.device, num_processes=1, process_index=0, put_on_device=True
+        )
+        return ready
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:  # noqa: ANN401
         lengths = list(self.train_dataset["length"])  # the dataset handed in has lost the column
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return LengthGroupedSampler(lengths, size, self.args.seed)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401 - Trainer's signature
@@ -107,9 +173,15 @@ class RankwiseTrainer(Trainer):
                 raise OutputError(f"cannot save the state of the run in {where}: {error}") from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_method(self.method, folder)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_method(self.method, folder)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if world_size() > 1:
+            dist.barrier()  # process 0 declares a checkpoint complete when every process has written its part
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
