@@ -4,10 +4,10 @@
 
 Every method trains the same batches on the embedded model in one process. Methods take turns in short rounds, in a new
 random order each round, so that whatever else the machine does hits all of them; the ratio is the median over
-rounds of a method's time over uniform LoRA's in the same round, the spread its interquartile range; the ratio
-to PEFT's AdaLoRA is given where that is measured. Peak memory is the highest resident size of a process of its own,
-the median of three. A method that trains more parameters than it keeps says so: `peak_parameters_ratio` is the most it
-trained at once over what it ended with.
+rounds of a method's time over uniform LoRA's in the same round, the spread its interquartile range; the ratio to
+PEFT's AdaLoRA is given where that is measured. Peak memory is the highest resident size of a process of its own (the
+median of three for methods with a limit to hold). A method that trains more parameters than it keeps says so:
+`peak_parameters_ratio` is the most it trained at once over what it ended with.
 
 A round is a whole short run, reallocation included, with training time alone on the clock.
 """
@@ -27,8 +27,10 @@ from rankwise.experiments.environment import machine, versions
 from rankwise.experiments.schema import method_registry
 
 CLASSES = 6
+CORE = ("lora", "glora", "adalora", "peft_adalora")
+"""Methods with a limit to hold; they are measured in every round, the others in the first ones only."""
 REPEATS = 3
-"""Processes per method whose peak memory is taken."""
+"""Processes per method of `CORE` whose peak memory is taken; one for the others."""
 MEMORY_STEPS = 12
 """Steps they train: the peak is reached within a few."""
 
@@ -91,12 +93,16 @@ def train_once(name: str, settings: Settings) -> Once:
     return Once(seconds, count.final, count.peak)
 
 
-def measure_times(names: tuple[str, ...], settings: Settings, rounds: int) -> dict[str, list[Once]]:
-    """Every method's rounds, in turn; the first round warms up and is thrown away."""
+def measure_times(names: tuple[str, ...], settings: Settings, rounds: int, others: int) -> dict[str, list[Once]]:
+    """Every method's rounds, in turn; the first round warms up and is thrown away.
+
+    `others`: rounds of the methods that are not in `CORE`.
+    """
     order = random.Random(0)
     times: dict[str, list[Once]] = {name: [] for name in names}
     for number in range(rounds + 1):
-        for name in order.sample(names, len(names)):
+        now = names if number <= others else [name for name in names if name in CORE]
+        for name in order.sample(now, len(now)):
             once = train_once(name, settings)
             if number:
                 times[name].append(once)
@@ -114,7 +120,7 @@ def measure_peak(name: str, settings: Settings) -> int:
     """Highest resident size in bytes of a fresh process that trains `name`; the median of some."""
     context = multiprocessing.get_context("spawn")
     found = []
-    for _ in range(REPEATS):
+    for _ in range(REPEATS if name in CORE else 1):
         queue: multiprocessing.Queue[int] = context.Queue()
         process = context.Process(target=_peak_of, args=(name, settings, queue))
         process.start()
@@ -150,7 +156,7 @@ def rows(names: tuple[str, ...], times: dict[str, list[Once]], peaks: dict[str, 
 
 
 def _ratios(times: dict[str, list[Once]], name: str, other: str) -> list[float]:
-    return [own.seconds / base.seconds for own, base in zip(times[name], times[other], strict=True)]
+    return [own.seconds / base.seconds for own, base in zip(times[name], times[other], strict=False)]  # same rounds
 
 
 def main() -> None:
@@ -160,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", help="methods, with commas (default: all); lora is always measured")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of all methods")
+    parser.add_argument("--others", type=int, default=3, help="rounds of the methods without a limit to hold")
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps per round")
     parser.add_argument("--batch-size", type=int, default=8, help="examples per step")
     parser.add_argument("--tokens", type=int, default=48, help="tokens per example")
@@ -168,7 +175,7 @@ def main() -> None:
     options = parser.parse_args()
     names = tuple(dict.fromkeys(["lora", *(options.methods.split(",") if options.methods else method_registry())]))
     settings = Settings(options.steps, options.batch_size, options.tokens)
-    times = measure_times(names, settings, options.rounds)
+    times = measure_times(names, settings, options.rounds, options.others)
     peaks = {name: measure_peak(name, replace(settings, steps=MEMORY_STEPS)) for name in names}
     found = rows(names, times, peaks)
     result = {

@@ -1,8 +1,8 @@
 """PEFT's LoRA layer with a faster forward pass where nothing out of the ordinary is asked of it.
 
 A layer is given the class `FusedLinear`, a subclass of its own: names, parameters, saving, merging and several adapters
-stay PEFT's. Its `forward` hands over to PEFT's in every case but the plain one: our adapter alone, active and not merged, a
-frozen dense base layer, no dropout, one dtype, no autocast, nobody listening to the modules inside.
+stay PEFT's. Its `forward` hands over to PEFT's in every case but the plain one: our adapter alone, active and not
+merged, a frozen dense base layer, no dropout, one dtype, no autocast, nobody listening to the modules inside.
 """
 
 from typing import Any

@@ -3,9 +3,9 @@
     y = x Wᵀ + b + ((x Aᵀ) ∘ c) Bᵀ ,     c = scaling, or scaling · gate
 
 Written as separate operations, the adapter costs three passes over tensors of the size of `y` forward (product,
-scaling, sum) and as many backward. Here the scaling acts on the `rank` columns between A and B, and both products with them are
-accumulated into the tensors that are there anyway. Only x and x Aᵀ are kept for the backward pass, which gives no
-gradient to W and b: they are frozen.
+scaling, sum) and as many backward. Here the scaling acts on the `rank` columns between A and B, and both products with
+them are accumulated into the tensors that are there anyway. Only x and x Aᵀ are kept for the backward pass, which gives
+no gradient to W and b: they are frozen.
 """
 
 from typing import Any

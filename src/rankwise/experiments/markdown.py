@@ -80,10 +80,12 @@ def overhead_markdown(content: Mapping[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     size, machine = content["settings"], content["machine"]
+    rounds = [row["rounds"] for row in content["rows"]]
     lines += [
         "",
         f"Embedded model, budget r=4, {size['steps']} steps of {size['batch_size']} x {size['tokens']} tokens, "
-        f"{content['rows'][0]['rounds']} rounds in turn; {machine['cores']} cores of {machine['processor']}; made by "
+        f"{min(rounds)} to {max(rounds)} rounds in turn; {size['threads']} of {machine['cores']} cores of "
+        f"{machine['processor']}; made by "
         "`python benchmarks/overhead.py --json`.",
     ]
     return "\n".join(lines)
