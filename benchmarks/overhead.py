@@ -112,8 +112,17 @@ def measure_times(names: tuple[str, ...], settings: Settings, rounds: int, other
 
 def _peak_of(name: str, settings: Settings, queue: "multiprocessing.Queue[int]") -> None:
     train_once(name, settings)
+    queue.put(_peak_resident())
+
+
+def _peak_resident() -> int:
+    """Bytes. Linux: of this program alone (`ru_maxrss` starts at what the parent had when it was spawned)."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    queue.put(peak if sys.platform == "darwin" else peak * 1024)
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def measure_peak(name: str, settings: Settings) -> int:
@@ -130,7 +139,7 @@ def measure_peak(name: str, settings: Settings) -> int:
     return int(statistics.median(found))
 
 
-def rows(names: tuple[str, ...], times: dict[str, list[Once]], peaks: dict[str, int]) -> list[dict[str, object]]:
+def rows(names: tuple[str, ...], times: dict[str, list[Once]]) -> list[dict[str, object]]:
     """One row per method, relative to uniform LoRA."""
     found: list[dict[str, object]] = []
     for name in names:
@@ -145,7 +154,7 @@ def rows(names: tuple[str, ...], times: dict[str, list[Once]], peaks: dict[str, 
                 "ratio_to_peft_adalora": round(statistics.median(_ratios(times, name, "peft_adalora")), 4)
                 if "peft_adalora" in times
                 else None,
-                "peak_memory_ratio": round(peaks[name] / peaks["lora"], 4),
+                "peak_memory_ratio": None,
                 "peak_parameters_ratio": round(last.peak / last.final, 3),
                 "final_parameters": last.final,
                 "seconds": round(statistics.median(once.seconds for once in times[name]), 3),
@@ -153,6 +162,23 @@ def rows(names: tuple[str, ...], times: dict[str, list[Once]], peaks: dict[str, 
             }
         )
     return found
+
+
+def add_memory(found: list[dict[str, object]], settings: Settings) -> None:
+    """Measure every row's method and fill in `peak_memory_ratio`."""
+    peaks = {
+        str(row["method"]): measure_peak(str(row["method"]), replace(settings, steps=MEMORY_STEPS)) for row in found
+    }
+    for row in found:
+        row["peak_memory_ratio"] = round(peaks[str(row["method"])] / peaks["lora"], 4)
+
+
+def fill_memory(path: Path) -> None:
+    """The same for a file that was written with `--no-memory`."""
+    content = json.loads(path.read_text())
+    size = content["settings"]
+    add_memory(content["rows"], Settings(size["steps"], size["batch_size"], size["tokens"]))
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _ratios(times: dict[str, list[Once]], name: str, other: str) -> list[float]:
@@ -170,14 +196,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps per round")
     parser.add_argument("--batch-size", type=int, default=8, help="examples per step")
     parser.add_argument("--tokens", type=int, default=48, help="tokens per example")
+    parser.add_argument("--no-memory", action="store_true", help="times only; `--memory-into` adds the rest later")
+    parser.add_argument("--memory-into", type=Path, help="measure memory only and fill it into this JSON file")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     options = parser.parse_args()
+    if options.memory_into:
+        fill_memory(options.memory_into)
+        return
     names = tuple(dict.fromkeys(["lora", *(options.methods.split(",") if options.methods else method_registry())]))
     settings = Settings(options.steps, options.batch_size, options.tokens)
     times = measure_times(names, settings, options.rounds, options.others)
-    peaks = {name: measure_peak(name, replace(settings, steps=MEMORY_STEPS)) for name in names}
-    found = rows(names, times, peaks)
+    found = rows(names, times)
+    if not options.no_memory:
+        add_memory(found, settings)
     result = {
         "rows": found,
         "settings": vars(settings) | {"threads": torch.get_num_threads()},

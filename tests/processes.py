@@ -169,6 +169,7 @@ def cases():
         "scripted, one step, penalty": lambda folder: ours(
             scripted(bert(), plan=PLAN, weight=0.3), folder, batch_size=8, gradient_accumulation_steps=1
         ),
+        "of different minds": lambda folder: ours(scripted(bert(), plan=PLAN, dissent=True), folder),
         "prepared": lambda folder: ours(scripted(bert(), first=(3, 1), plan={5: (2,)}), folder),
         "one left over": lambda folder: ours(
             scripted(bert(), plan=PLAN), folder, count=17, batch_size=4, gradient_accumulation_steps=1

@@ -6,16 +6,21 @@ from pydantic import Field
 from tiny import tiny_model
 
 from rankwise.adapters.contract import AdapterConfig, Resize
+from rankwise.adapters.distributed import is_main
 from rankwise.adapters.lora_method import LoraMethod
 
 
 class ScriptedConfig(AdapterConfig):
-    """Not registered. `plan`: step -> one rank per matrix, repeated over them; `first` likewise, before step 1."""
+    """Not registered. `plan`: step -> one rank per matrix, repeated over them; `first` likewise, before step 1.
+
+    `dissent`: every process but the first wants other ranks, at other steps.
+    """
 
     name: str = "scripted"
     plan: dict[int, tuple[int, ...]] = Field(default_factory=dict)
     first: tuple[int, ...] | None = None
     weight: float = 0.0
+    dissent: bool = False
 
     def build(self, model, *, total_steps, seed):
         return Scripted(model, self, seed=seed) if self.first is None else Prepared(model, self, seed=seed)
@@ -32,6 +37,8 @@ class _Base(LoraMethod):
         return Resize(chosen, {name: float(rank) for name, rank in chosen.items()})
 
     def after_optimizer_step(self, step):
+        if self.config.dissent and not is_main():
+            return None if step in (2, 6) else self.wanted((5, 4))
         return self.wanted(self.config.plan[step]) if step in self.config.plan else None
 
     def penalty(self):

@@ -197,7 +197,7 @@ def test_state_that_is_not_there_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("lost", [4, 5, 6, 12])
+@pytest.mark.parametrize("lost", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 6, 12))])
 def test_interrupted_run_resumes_to_the_same_run(trained, tmp_path, name, lost):
     """Five steps to an epoch; a reallocation after step 4 (glora) or at every step from 2 to 8 (AdaLoRA).
 
@@ -228,6 +228,7 @@ def test_interrupted_run_resumes_to_the_same_run(trained, tmp_path, name, lost):
     method.check_finished()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_run_killed_after_its_last_step_takes_no_step_too_many(tmp_path, name):
     whole = train(made(name), tmp_path, settings(save_every=6))
@@ -268,7 +269,7 @@ class Recorder(TrainerCallback):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_hooks_once_per_optimizer_step_and_optimizer_holds_what_is_trained(tmp_path, name, accumulation):
     method = made(name, **({"floor": 0} if name == "glora" else {}))
     recorder = Recorder(method)

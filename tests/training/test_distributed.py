@@ -17,7 +17,7 @@ from rankwise.training.data import LengthGroupedSampler, SharedBatches
 from rankwise.training.fit import split_evenly
 
 SCRIPT = Path(processes.__file__)
-QUICK = ["scripted", "causal", "stock, prepared, penalty", "resumed, scripted"]
+QUICK = ["of different minds", "causal", "stock, prepared, penalty", "resumed, scripted"]
 pytestmark = pytest.mark.filterwarnings("ignore:mtime may not be reliable")
 
 
