@@ -36,6 +36,7 @@ from rankwise.adapters.contract import (
     trainable_state,
 )
 from rankwise.adapters.export import export_adapter, lora_pairs, new_directory
+from rankwise.adapters.fused import fuse
 from rankwise.adapters.lora_method import resolve_budget
 from rankwise.adapters.merge import save_model
 from rankwise.adapters.pairs import Pair, fold
@@ -205,6 +206,7 @@ class Peer(Method):
                 self.model = attach_lora(model, ranks, config=peft_config, seed=seed)
             except (ValueError, TypeError) as error:
                 raise ModelError(f"PEFT cannot put {self._title()} on {type(model).__name__}: {error}") from error
+            fuse(self.model)  # layers of a variant such as DoRA hand over to PEFT
         else:
             self.model = attach_any(model, peft_config, seed=seed)
         self.trained = trained_parameters(self.model)
