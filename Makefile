@@ -4,9 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.rankwise-installed
+# A file stays in one process: what a file trains once, its tests share.
+PARALLEL := -n 2 --dist loadfile
+# Beside the environment, because PEFT imports both at every start where they are installed.
+QUANTISED := .quantised
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench docs clean
+.PHONY: help setup demo test test-slow test-quantised check bench docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,11 +27,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the main job: compare LoRA, AdaLoRA and GLoRA on real text
 	@$(BIN)/rankwise compare
 
-test: $(STAMP)  ## the tests (a few minutes)
-	@$(BIN)/python -m pytest
+test: $(STAMP)  ## the tests (a few minutes, on two processes)
+	@$(BIN)/python -m pytest $(PARALLEL)
 
-test-all: $(STAMP)  ## the tests, slow ones too
-	@$(BIN)/python -m pytest -m "slow or not slow"
+test-slow: $(STAMP)  ## the tests that take long
+	@$(BIN)/python -m pytest $(PARALLEL) -m slow
+
+test-quantised: $(STAMP)  ## the tests on quantised models; puts bitsandbytes and torchao into .quantised
+	@test -d $(QUANTISED) || $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(QUANTISED) \
+		bitsandbytes==0.50.2 torchao==0.18.0
+	@PYTHONPATH=$(QUANTISED) $(BIN)/python -W ignore -c "import bitsandbytes, torchao"  # or the tests would skip
+	@PYTHONPATH=$(QUANTISED) $(BIN)/python -m pytest tests/adapters/test_quantised.py
 
 check: $(STAMP)  ## lint, format and types
 	@$(BIN)/ruff check .
@@ -42,4 +52,4 @@ docs: $(STAMP)  ## build the documentation site into site/
 	@$(BIN)/zensical build
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(QUANTISED) .pytest_cache .mypy_cache .ruff_cache .hypothesis

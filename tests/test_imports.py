@@ -14,6 +14,7 @@ LEVELS = {
     "errors": 0,
     "registry": 0,
     "hub": 0,
+    "interrupts": 0,
     "__init__": 0,
     "allocation": 1,
     "engine": 1,

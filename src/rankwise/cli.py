@@ -14,6 +14,7 @@ import typer
 from rankwise import __version__
 from rankwise.errors import RankwiseError
 from rankwise.experiments.processes import only_the_first_speaks
+from rankwise.interrupts import interruptible
 
 app = typer.Typer(
     name="rankwise",
@@ -324,7 +325,8 @@ def main() -> None:
 def _interruptible() -> Iterator[None]:
     """Ctrl-C while runs go on ends with a word on what is kept, and the exit code shells use for it."""
     try:
-        yield
+        with interruptible():
+            yield
     except KeyboardInterrupt:
         print("rankwise: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None

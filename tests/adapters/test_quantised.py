@@ -1,6 +1,6 @@
 """Adapters on quantised base weights, through PEFT's own layers: bitsandbytes (4, 8 bit) and torchao (int8), on a CPU.
 
-Neither package is a dependency. `pip install --no-deps bitsandbytes torchao` brings what these tests need.
+Neither package is a dependency. `make test-quantised` brings what these tests need, and runs them.
 """
 
 import importlib.util

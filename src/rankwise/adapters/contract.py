@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from rankwise.errors import ConfigError, Finding
 from rankwise.registry import Registry
 
-Form = Literal["compact", "uniform", "merged"]
-"""`compact`: plain LoRA with rank patterns; `uniform`: zero-padded to one rank, no patterns; `merged`: the whole model
-with the adapter added into its weights."""
+Form = Literal["compact", "uniform", "merged", "static"]
+"""`compact`: plain LoRA with rank patterns (a PEFT type of our own, where a method decides per input); `uniform`:
+zero-padded to one rank, no patterns; `merged`: the whole model with the adapter added into its weights; `static`: plain
+LoRA with every per-input decision at its average (the same as `compact` where there is none)."""
 
 Batches = Callable[[], Iterable[dict[str, Tensor]]]
 """Starts a pass over training batches as the model takes them, in a fixed order, on the model's device."""
@@ -116,6 +117,10 @@ class Method(ABC):
     def after_optimizer_step(self, step: int) -> Resize | None:
         """Called once per optimizer step after the weights moved; returns the ranks to change to, if any."""
         return None
+
+    def conclude(self, batches: Batches) -> None:
+        """Called once after the last step, with the training data: the place to measure and to set what inference
+        needs. Like `prepare`, it draws from a random stream of its own."""
 
     @abstractmethod
     def rank_pattern(self) -> dict[str, int]:

@@ -23,6 +23,7 @@ from rankwise.experiments.progress import Reporter, Silent
 from rankwise.experiments.records import RunRecord
 from rankwise.experiments.schema import RunConfig
 from rankwise.experiments.store import Store
+from rankwise.interrupts import check_interrupt
 from rankwise.tasks.base import Kind, MetricValue, TaskConfig, TaskData
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def run(config: RunConfig, store: Store, output: Path, reporter: Reporter | None
     """
     from rankwise.adapters.distributed import broadcast_object
 
+    check_interrupt()
     reporter = reporter or Silent()
     record = new_record(config)
     found = finished(record, store, output)

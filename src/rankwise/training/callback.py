@@ -20,7 +20,7 @@ from rankwise.adapters.resize import OptimizerLike, apply_resize, check_optimize
 from rankwise.errors import AllocationError, TrainingError
 from rankwise.training.checkpoints import HISTORY_KEY, STATE_FILE, adopt_checkpoints, load_method, save_method
 from rankwise.training.ddp import agreed, align, rebuild_reducer, wrappers_of
-from rankwise.training.preparation import prepare
+from rankwise.training.preparation import conclude, prepare
 
 __all__ = ["HISTORY_KEY", "STATE_FILE", "RankEvent", "RankwiseCallback", "load_method", "save_method"]
 
@@ -131,7 +131,10 @@ class RankwiseCallback(TrainerCallback):
         self._resize(resize, kwargs["optimizer"], step)
         if resize is None and self._changes_alone and (ranks := self.method.rank_pattern()) != self.trace[-1].ranks:
             self._record(step, "change", ranks, {})
-        if step == self.total_steps:  # here, because a best model may be loaded before `on_train_end`
+        if step == self.total_steps:
+            loader, size = kwargs["train_dataloader"], args.train_batch_size * args.world_size
+            conclude(self.method, loader.dataset, loader.collate_fn, size, self.seed)
+            # checked here, because a best model may be loaded before `on_train_end`
             self.method.check_finished()
             self._kept_promise = True
 

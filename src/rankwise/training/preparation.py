@@ -1,4 +1,4 @@
-"""Training batches for a method's `prepare`, without a trace in the run that follows."""
+"""Training batches for a method's `prepare` and `conclude`, without a trace in the run around them."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -40,6 +40,28 @@ def prepare(
     model.train(training)
     model.zero_grad(set_to_none=True)
     return resize
+
+
+def conclude(
+    method: Method, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], batch_size: int, seed: int
+) -> None:
+    """Call `method.conclude` in the same way, without gradients and with dropout off.
+
+    Args:
+        method: trained.
+        dataset: see `prepare`.
+        collate: see `prepare`.
+        batch_size: see `prepare`.
+        seed: see `prepare`.
+    """
+    if type(method).conclude is Method.conclude:
+        return
+    model = method.model
+    training = model.training
+    with same_random_state(), torch.no_grad():
+        model.eval()
+        method.conclude(batches_of(model, dataset, collate, batch_size, seed))
+    model.train(training)
 
 
 def batches_of(

@@ -19,6 +19,7 @@ from rankwise.adapters.attach import task_type
 from rankwise.adapters.contract import Method
 from rankwise.adapters.distributed import all_mean, world_size
 from rankwise.errors import OutputError, RankwiseError, TrainingError
+from rankwise.interrupts import check_interrupt
 from rankwise.training.callback import RankwiseCallback
 from rankwise.training.checkpoints import load_method, save_method
 from rankwise.training.data import LengthGroupedSampler, SharedBatches
@@ -61,6 +62,7 @@ class RankwiseTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:  # noqa: ANN401 - Trainer's signature: a loss, or a loss and outputs
         """The task loss; in training plus the penalty."""
+        check_interrupt()
         if not model.training:
             return super().compute_loss(self.method.task_loss_model(), inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
