@@ -24,8 +24,12 @@ from rankwise.adapters.attach import ADAPTER, head_modules, task_type
 from rankwise.errors import ModelError
 from rankwise.registry import did_you_mean
 
-CONFIGS: Mapping[str, type[PeftConfig]] = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-"""PEFT's config classes by the name of their type."""
+CONFIGS: Mapping[str, type[PeftConfig]] = {
+    str(getattr(kind, "value", kind)): found
+    for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+    if found.__module__.startswith("peft.")
+}
+"""PEFT's own config classes by the name of their type."""
 
 DRIVEN = {
     "ADALORA": "has to be driven while it trains: use the method `adalora`, or `peft_adalora` for PEFT's own",

@@ -1,0 +1,135 @@
+"""CoGaLoRA as a PEFT type: every adapter has a gate that opens or stays closed for a whole example.
+
+    y_i = W x_i + z_i · s · B A x_i ,    z_i ∈ {0, 1},   P(z_i = 1) = σ((router(x̄_i) - b) / T)
+
+b is the price of being open and T a temperature, both the training method's (0 and 1 without one). In training z_i is
+drawn, and passed straight through: ∂z_i/∂p_i = 1 (Bengio, Léonard & Courville 2013, arXiv 1308.3432), which is the exact
+gradient of the expected loss where the loss is linear in z_i. In inference z_i = 1 where σ(router(x̄_i)) is above the
+config's threshold, and rows with z_i = 0 are not computed.
+
+`router: module` gives every module a router of its own, on its own input. `router: shared` has one, on the input of the
+first module, whose outputs are the gates of all: it decides once, before anything was adapted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from rankwise.adapters.conditional.config import ConditionalPeftConfig
+from rankwise.adapters.conditional.register import register
+from rankwise.adapters.conditional.router import Router
+from rankwise.adapters.conditional.tuner import ROUTER, ConditionalModel, ConditionalVariant, add_term
+
+OPEN_AT_FIRST = 2.0
+"""Logit of every gate at first: open for 88 % of the examples."""
+
+
+@dataclass
+class CogaloraPeftConfig(ConditionalPeftConfig):
+    """See the module.
+
+    Args:
+        router: `module` or `shared`.
+        routed: with `shared`, the modules in the order of the router's outputs; filled in when the adapter is made.
+    """
+
+    TYPE: ClassVar[str] = "COGALORA"
+
+    router: str = field(default="module", metadata={"help": "`module`: one per module; `shared`: one for all"})
+    routed: list[str] | None = field(
+        default=None, metadata={"help": "modules in the order of a shared router's outputs"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.router not in ("module", "shared"):
+            raise ValueError(f"router is '{self.router}'; it must be 'module' or 'shared'")
+
+
+class CogaloraVariant(ConditionalVariant):
+    """One gated layer."""
+
+    config: CogaloraPeftConfig
+
+    def forward(self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:  # noqa: ANN401 - PEFT's signature
+        """See `ConditionalVariant.forward`."""
+        gates = self.context.decision(
+            (self.name, active_adapter), lambda: self.gates(module, active_adapter, x), training=module.training
+        )
+        a, b = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight
+        x = module.lora_dropout[active_adapter](x)
+        return add_term(result, x, a, b, gates[:, None], module.scaling[active_adapter])
+
+    def used_ranks(self, decision: Tensor, rank: int) -> Tensor:
+        """See `ConditionalVariant.used_ranks`."""
+        return (decision * rank).long()
+
+    def gates(self, module: LoraLayer, adapter: str, x: Tensor) -> Tensor:
+        """z, (batch,): drawn and passed straight through in training, thresholded in inference."""
+        if module.training and self.context.all_open:
+            return x.new_ones(len(x))
+        if self.config.router == "module":
+            pooled = self.context.pool(x, adapter)
+            self.context.record((self.name, adapter), pooled, training=module.training)
+            return self._opened(getattr(module, ROUTER)[adapter](pooled)[:, 0], module.training)
+        owner, routed = self._routed()
+        if self.name == owner:
+            if module.training:
+                self._check_graph()
+            pooled = self.context.pool(x, adapter)
+            self.context.record((self.name, adapter), pooled, training=module.training)
+            logits = getattr(module, ROUTER)[adapter](pooled)
+            self.context.shared[adapter] = self._opened(logits, module.training)
+        return self.context.shared[adapter][:, routed.index(self.name)]
+
+    def _opened(self, logits: Tensor, training: bool) -> Tensor:
+        if not training:
+            return (torch.sigmoid(logits) > self.config.threshold).to(logits.dtype)
+        return straight_through(torch.sigmoid((logits - self.context.price) / self.context.temperature))
+
+    def _routed(self) -> tuple[str, Sequence[str]]:
+        routed = self.config.routed
+        assert routed
+        return routed[0], routed
+
+    def _check_graph(self) -> None:
+        if not torch.is_grad_enabled():
+            raise ValueError(
+                "a shared router gets no gradient from blocks under reentrant gradient checkpointing; pass "
+                "gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+
+
+def straight_through(probability: Tensor) -> Tensor:
+    """A draw of 0 or 1 whose gradient with respect to its probability is 1."""
+    drawn = (torch.rand_like(probability) < probability).to(probability.dtype)
+    return drawn + (probability - probability.detach())
+
+
+class CogaloraModel(ConditionalModel):
+    """PEFT's tuner for `COGALORA`."""
+
+    def condition(self, layer: LoraLayer, adapter_name: str, config: ConditionalPeftConfig, name: str) -> None:
+        """See `ConditionalModel.condition`."""
+        config = cast(CogaloraPeftConfig, config)
+        layer.lora_variant[adapter_name] = CogaloraVariant(self.context, config, name)
+        outputs = 1
+        if config.router == "shared":
+            config.routed = config.routed or self._targets(config)
+            outputs = len(config.routed)
+            if name != config.routed[0]:
+                return
+        router = Router(layer.in_features, config.router_hidden, outputs, initial=OPEN_AT_FIRST)
+        self.put(layer, ROUTER, adapter_name, router)
+
+    def _targets(self, config: CogaloraPeftConfig) -> list[str]:
+        """Modules that PEFT adapts, in model order."""
+        found = [name for name, _ in self.model.named_modules() if self._check_target_module_exists(config, name)]
+        return [name for name in found if ".base_layer" not in name and ".lora_" not in name]
+
+
+register(CogaloraPeftConfig.TYPE, CogaloraPeftConfig, CogaloraModel)

@@ -1,0 +1,72 @@
+"""A router: a small network from the mean of a module's input to logits.
+
+    logits = W₂ gelu(W₁ norm(x̄) + b₁) + b₂ ,    x̄: the mean over an example's real tokens
+
+It sees what the adapter sees, but gives it no gradient: the backbone is not asked to please its routers. `norm` brings
+every x̄ to zero mean and unit variance, so that one learning rate suits all widths and depths. Parameters are direct
+attributes, because PEFT takes an adapter's name out of `….lora_router.NAME.parameter` and no deeper.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Router(nn.Module):
+    """x̄: (batch, in) -> (batch, outputs).
+
+    Args:
+        in_features: width of what it sees.
+        hidden: width of its middle.
+        outputs: number of logits.
+        initial: logit of every output at first, whatever the input.
+    """
+
+    def __init__(self, in_features: int, hidden: int, outputs: int = 1, *, initial: float = 0.0) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(hidden, in_features))
+        self.down_bias = nn.Parameter(torch.zeros(hidden))
+        self.up = nn.Parameter(torch.zeros(outputs, hidden))
+        self.up_bias = nn.Parameter(torch.full((outputs,), initial))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """See the class."""
+        seen = functional.layer_norm(pooled.to(self.down.dtype), pooled.shape[-1:])
+        middle = functional.gelu(functional.linear(seen, self.down, self.down_bias))
+        return functional.linear(middle, self.up, self.up_bias)
+
+
+def router_cost(in_features: int, hidden: int, outputs: int = 1) -> int:
+    """Its parameters."""
+    return hidden * (in_features + 1) + outputs * (hidden + 1)
+
+
+def stacked_logits(routers: Mapping[str, Router], seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What every router says of its own inputs; routers of one shape in one go.
+
+    Args:
+        routers: name -> router.
+        seen: name -> (batch, in), the same batch for all.
+
+    Returns:
+        name -> (batch, outputs).
+    """
+    shapes: dict[tuple[torch.Size, torch.Size], list[str]] = {}
+    for name, router in routers.items():
+        shapes.setdefault((router.down.shape, router.up.shape), []).append(name)
+    found: dict[str, Tensor] = {}
+    for names in shapes.values():
+        group = [routers[name] for name in names]
+        x = torch.stack([seen[name] for name in names]).to(group[0].down.dtype)
+        x = functional.layer_norm(x, x.shape[-1:])
+        down, up = (torch.stack([getattr(router, part) for router in group]) for part in ("down", "up"))
+        down_bias, up_bias = (
+            torch.stack([getattr(router, part) for router in group])[:, None] for part in ("down_bias", "up_bias")
+        )
+        middle = functional.gelu(torch.baddbmm(down_bias, x, down.mT))
+        found |= dict(zip(names, torch.baddbmm(up_bias, middle, up.mT), strict=True))
+    return found

@@ -1,0 +1,176 @@
+"""What tuners of conditional adapters have in common: PEFT's LoRA, with a forward pass of its own in every layer.
+
+Every LoRA layer gets a `LoraVariant`, through which PEFT runs the adapter part of any layer type (quantised ones too)
+and of mixed batches. What a layer needs beside A and B lies in containers on the layer itself, one entry per adapter,
+so that PEFT saves, loads, activates and deletes it like A and B. What layers share lies on the first of them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.lora.layer import LoraVariant
+from torch import Tensor, nn
+
+from rankwise.adapters.conditional.config import ConditionalPeftConfig
+from rankwise.adapters.conditional.context import Context, context_of, drop_context
+from rankwise.engine.conditional import add_open, add_weighted
+
+ROUTER = "lora_router"
+"""Name of the container of routers on a layer."""
+NO_MERGE = (
+    "{kind} adapters decide per input, so they cannot be merged into weights that all inputs share; "
+    "`rankwise export --form static` writes plain LoRA with every gate at its average, which can"
+)
+
+
+class ConditionalVariant(LoraVariant, ABC):
+    """The adapter of one layer under one name.
+
+    Args:
+        context: of the model.
+        config: of the adapter.
+        name: full module name in the base model.
+    """
+
+    def __init__(self, context: Context, config: ConditionalPeftConfig, name: str) -> None:
+        self.context, self.config, self.name = context, config, name
+
+    @abstractmethod
+    def forward(self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:  # noqa: ANN401 - PEFT's signature
+        """`result` of the base layer with this adapter's part added.
+
+        Args:
+            module: the layer.
+            active_adapter: this adapter's name.
+            x: (batch, tokens, in).
+            result: (batch, tokens, out).
+            **kwargs: PEFT's, for variants of its own.
+        """
+
+    @abstractmethod
+    def used_ranks(self, decision: Any, rank: int) -> Tensor:  # noqa: ANN401 - what `Context.decision` kept
+        """How many components every example used, (batch,) integers, 0 where the gate is closed.
+
+        Args:
+            decision: of one forward pass in inference (`Context.kept`).
+            rank: the layer's.
+        """
+
+    def init(self, module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:  # noqa: ANN401
+        """PEFT's hook; everything is set up when the layer is made."""
+
+    def supports_lora_conversion(self) -> bool:
+        """Plain LoRA cannot say what this does."""
+        return False
+
+    def merge_safe(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """Not possible.
+
+        Raises:
+            ValueError: always; says why.
+        """
+        raise ValueError(NO_MERGE.format(kind=self.config.TYPE))
+
+    def merge_unsafe(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> None:
+        """Not possible.
+
+        Raises:
+            ValueError: always; says why.
+        """
+        raise ValueError(NO_MERGE.format(kind=self.config.TYPE))
+
+    def unmerge(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """Not possible: it was never merged.
+
+        Raises:
+            ValueError: always; says why.
+        """
+        raise ValueError(NO_MERGE.format(kind=self.config.TYPE))
+
+
+def add_term(
+    result: Tensor, x: Tensor, a: Tensor, b: Tensor, weights: Tensor, scaling: float, ranks: Tensor | None = None
+) -> Tensor:
+    """Add s · ((x Aᵀ) ∘ weights) Bᵀ to `result`: all rows where gradients are wanted, else the open ones only.
+
+    Dtypes are what PEFT would use: autocast's where it is on, else those of A and B. See `engine.conditional`.
+    """
+    dtype = result.dtype if torch.is_autocast_enabled(result.device.type) else a.dtype
+    result, x, a, b, weights = (t.to(dtype) for t in (result, x, a, b, weights))
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (result, x, a, b, weights)):
+        return add_weighted(result, x, a, b, weights, scaling)
+    return add_open(result, x, a, b, weights, scaling, ranks)
+
+
+class ConditionalModel(LoraModel, ABC):
+    """PEFT's tuner; subclasses say what a layer gets."""
+
+    @abstractmethod
+    def condition(self, layer: LoraLayer, adapter_name: str, config: ConditionalPeftConfig, name: str) -> None:
+        """Give a layer its variant and whatever it needs beside A and B (see `put`).
+
+        Args:
+            layer: with A and B already there.
+            adapter_name: the adapter's name.
+            config: its config.
+            name: full module name in the base model.
+        """
+
+    def _create_and_replace(
+        self,
+        lora_config: ConditionalPeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,  # noqa: ANN401 - PEFT's
+    ) -> None:
+        super()._create_and_replace(
+            lora_config, adapter_name, target, target_name, parent, current_key=current_key, **kwargs
+        )
+        self.condition(getattr(parent, target_name), adapter_name, lora_config, current_key)
+
+    def put(self, layer: LoraLayer, container: str, adapter_name: str, module: nn.Module) -> None:
+        """Put a module of parameters (direct ones, no deeper) on a layer for one adapter."""
+        if not hasattr(layer, container):
+            setattr(layer, container, nn.ModuleDict())
+            layer.adapter_layer_names = (*layer.adapter_layer_names, container)
+        like = layer.lora_A[adapter_name].weight
+        getattr(layer, container)[adapter_name] = module.to(like.device)
+        active = adapter_name in layer.active_adapters and adapter_name in self.active_adapters
+        module.requires_grad_(active and bool(like.requires_grad))
+
+    @property
+    def context(self) -> Context:
+        """Of the base model."""
+        return context_of(self.model)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:  # noqa: ANN401 - PEFT's
+        names = kwargs.get("adapter_names")
+        beams = kwargs.get("num_beams")
+        if names is not None and isinstance(beams, int) and beams > 1:  # generate repeats every example so many times
+            names = [name for name in names for _ in range(beams)]
+        with super()._enable_peft_forward_hooks(*args, **kwargs), self.context.session(names):
+            yield
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(NO_MERGE.format(kind=next(iter(self.peft_config.values())).TYPE))
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - PEFT's
+        """Not possible.
+
+        Raises:
+            ValueError: always; says why.
+        """
+        raise ValueError("adapters that decide per input cannot be combined by adding their factors: gates differ")
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:  # noqa: ANN401 - PEFT's
+        base: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)
+        drop_context(base)
+        return base

@@ -1,0 +1,305 @@
+"""What methods that decide per input have in common. Abstract: methods derive from it and are final.
+
+Training warms the adapters up with every gate open; then gates are drawn, the expected share of open ones follows a
+cubic down to its target (`allocation.tracking`) and probabilities grow sharper. The threshold of inference is where the
+price stands. When training ends, the share is measured on training examples; if it is off, the threshold is moved to
+where it is met.
+
+Routers count as adapter parameters: what they cost is taken off the budget before ranks are bought.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from pydantic import Field
+from torch import Tensor, nn
+
+from rankwise.adapters.attach import ADAPTER, Matrix, adapted_layers, attach_lora, find_matrices
+from rankwise.adapters.conditional.config import ConditionalPeftConfig
+from rankwise.adapters.conditional.context import Context, context_of
+from rankwise.adapters.conditional.tuner import NO_MERGE
+from rankwise.adapters.contract import AdapterConfig, Batches, Form, Method, ParameterCount, trainable_state
+from rankwise.adapters.distributed import all_mean
+from rankwise.adapters.export import export_adapter, new_directory
+from rankwise.adapters.lora_method import resolve_budget
+from rankwise.adapters.pairs import Pair
+from rankwise.adapters.peft_types import trained_parameters
+from rankwise.allocation.budget import Target, allocate, largest_reachable
+from rankwise.allocation.schedules import Length, in_steps
+from rankwise.allocation.shares import Share
+from rankwise.allocation.tracking import Tracker
+from rankwise.errors import AllocationError, BudgetError, ConfigError, Finding
+
+TOLERANCE = 0.05
+"""How far the share of open gates on training examples may end from its target."""
+CLOSE = 0.01
+"""How far it may be off before the threshold is moved."""
+MEASURED = 256
+"""Training examples that are measured on when training ends."""
+PASSES = 4
+"""Over them, at most: moving the threshold changes what later routers see."""
+
+
+class ConditionalConfig(AdapterConfig, ABC):
+    """Settings of every method that decides per input."""
+
+    active: Share = Field(
+        default=0.5, description="target share of adapters that are open, over modules and examples: '20%' or 0.2"
+    )
+    warmup: Length = Field(
+        default=0.1, description="how long all gates are held open at first: steps, or a fraction of all steps"
+    )
+    annealing: Length = Field(
+        default=0.7,
+        description="when the share reaches its target and the temperature its end: a step, or a fraction of all steps",
+    )
+    temperature: tuple[float, float] = Field(
+        default=(2.0, 0.5), description="what routers' logits are divided by in training, at first and at the end"
+    )
+    entropy: float = Field(
+        default=0.01,
+        ge=0,
+        description="weight of a bonus for undecided gates, fading to 0 with the annealing; against early collapse",
+    )
+    router_hidden: int = Field(default=4, ge=1, description="width of the middle of every router")
+
+    def check(self, total_steps: int) -> list[Finding]:
+        """The share needs steps to come down in, and temperatures must be positive."""
+        found = []
+        first, last = in_steps(self.warmup, total_steps), in_steps(self.annealing, total_steps)
+        if not first < last <= total_steps:
+            found.append(
+                Finding(
+                    "method.warmup, method.annealing",
+                    f"{self.warmup} and {self.annealing} are steps {first} and {last} of {total_steps}; the warm-up "
+                    "has to end before the annealing, and the annealing with training at the latest, e.g. 0.1 and 0.7",
+                )
+            )
+        if min(self.temperature) <= 0:
+            found.append(Finding("method.temperature", f"{self.temperature} must be positive, such as [2.0, 0.5]"))
+        return found
+
+
+class ConditionalMethod(Method, ABC):
+    """Drives a model with conditional adapters of one PEFT type."""
+
+    model: PeftModel
+
+    def __init__(self, model: nn.Module, config: ConditionalConfig, *, total_steps: int, seed: int) -> None:
+        self.matrices: dict[str, Matrix] = find_matrices(model, config.target_modules)
+        self.costs = {name: matrix.cost for name, matrix in self.matrices.items()}
+        self.target: Target = resolve_budget(model, config, self.matrices)
+        self.config, self.seed, self.total_steps = config, seed, total_steps
+        peft_config = self.peft_config(self.left_for_ranks(model))
+        self.model = attach_lora(model, self.matrices, config=peft_config, seed=seed)
+        self.tracker = Tracker(
+            target=float(config.active),
+            first=in_steps(config.warmup, total_steps),
+            last=in_steps(config.annealing, total_steps),
+        )
+        self.step = 0
+        self.measured: float | None = None
+        self._logits: Tensor | None = None  # of the step that goes on
+        self.peak = self.parameter_count().final
+        self.context.recording = True
+        self._at(1)
+
+    @abstractmethod
+    def peft_config(self, target: Target) -> ConditionalPeftConfig:
+        """PEFT's config, with what is left of the budget for ranks.
+
+        Raises:
+            BudgetError: too little is left.
+        """
+
+    @abstractmethod
+    def overhead(self) -> int:
+        """Parameters beside the factors A and B."""
+
+    @abstractmethod
+    def logits(self) -> Tensor:
+        """Of the gates, (examples, modules), with a graph to the routers, for what was recorded since the last step."""
+
+    @abstractmethod
+    def average_pairs(self) -> dict[str, Pair]:
+        """Plain LoRA factors with every decision at its average over training examples."""
+
+    @property
+    def context(self) -> Context:
+        """What the layers share."""
+        return context_of(self.model.base_model.model)
+
+    @property
+    def peft(self) -> ConditionalPeftConfig:
+        """The adapter's PEFT config."""
+        found = self.model.peft_config[ADAPTER]
+        assert isinstance(found, ConditionalPeftConfig)
+        return found
+
+    def left_for_ranks(self, model: nn.Module) -> Target:
+        """The budget without what routers cost, in whole ranks (at most one of them is left over)."""
+        if self.target.unit == "ranks":
+            return self.target
+        left = self.target.total - self.overhead()
+        cheapest = sum(self.costs.values())
+        if left < cheapest:
+            raise BudgetError(
+                f"{self.config.name}: of the budget '{self.config.budget}' ({self.target.total:,} parameters) routers "
+                f"take {self.overhead():,}, and {left:,} are left; rank 1 everywhere takes {cheapest:,}. Raise the "
+                "budget, or make the routers smaller (router_hidden, or router: shared)"
+            )
+        return Target(cheapest + largest_reachable(left - cheapest, list(self.costs.values())), "parameters")
+
+    def uniform_ranks(self, target: Target) -> dict[str, int]:
+        """The uniform allocation of `target`."""
+        caps = {name: matrix.full_rank for name, matrix in self.matrices.items()}
+        return allocate(dict.fromkeys(self.matrices, 1.0), self.costs, target, floor=1, cap=caps)
+
+    def penalty(self) -> Tensor | None:
+        """What the expected share costs, and the fading bonus for undecided gates."""
+        if self.context.all_open or not self.context.recorded:
+            return None
+        logits = self.logits()
+        self._logits = logits.detach()
+        chances = torch.sigmoid((logits - self.tracker.price) / self.context.temperature)
+        penalty = self.tracker.penalty(chances.mean(), self.step + 1)
+        bonus = self.config.entropy * (1 - self._progress(self.step + 1))
+        return penalty - bonus * _entropy(chances) if bonus else penalty
+
+    def before_optimizer_step(self, step: int) -> None:
+        """A new price; what was recorded of this step is forgotten."""
+        if self._logits is not None:
+            self.tracker.update(self._logits, self.context.temperature, step)
+            price = torch.tensor(self.tracker.price, dtype=torch.float64, device=self._logits.device)
+            all_mean([price])
+            self.tracker.price = float(price)
+        self._logits = None
+        self.context.recorded.clear()
+        self.step = step
+        self._at(step + 1)
+
+    @torch.no_grad()
+    def conclude(self, batches: Batches) -> None:
+        """Measure the share of open gates; move the threshold until it is met."""
+        self.context.all_open = False
+        for number in range(PASSES):
+            chances = torch.sigmoid(self.observe(batches))
+            self.measured = float((chances > self.peft.threshold).double().mean())
+            if abs(self.measured - self.tracker.target) <= CLOSE or number == PASSES - 1:
+                break
+            self.peft.threshold = float(torch.quantile(chances.flatten().double(), 1 - self.tracker.target))
+        self.context.recording = False
+        self.context.seen.clear()
+        usage = (chances > self.peft.threshold).float().mean(0).tolist()
+        self.peft.usage = dict(zip(self.rank_pattern(), usage, strict=True))
+
+    @abstractmethod
+    def observe(self, batches: Batches) -> Tensor:
+        """Logits of the gates in inference, (examples, modules), on some `MEASURED` training examples."""
+
+    def rank_pattern(self) -> dict[str, int]:
+        """Largest rank per module."""
+        return {name: layer.r[ADAPTER] for name, layer in adapted_layers(self.model).items()}
+
+    def parameter_count(self) -> ParameterCount:
+        """Everything that is trained but the head, routers and generators included."""
+        count = trained_parameters(self.model)
+        self.peak = max(getattr(self, "peak", 0), count)
+        return ParameterCount(count, self.peak)
+
+    def check_finished(self) -> None:
+        """The share of open gates is within `TOLERANCE` of its target."""
+        if self.measured is None:
+            raise AllocationError(
+                f"{self.config.name} never measured its share of open gates: training stopped before its last step, or "
+                "its hooks were not called: does the trainer have a RankwiseCallback?"
+            )
+        if abs(self.measured - self.tracker.target) > TOLERANCE:
+            raise AllocationError(
+                f"{self.config.name} ended with {self.measured:.1%} of its adapters open, its target is "
+                f"{self.tracker.target:.1%}: gates do not tell inputs apart well enough; train longer or aim elsewhere"
+            )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Trainable weights, the price, and what was measured."""
+        usage = self.peft.usage or {}
+        memory = {
+            "price": torch.tensor(self.tracker.price, dtype=torch.float64),
+            "step": torch.tensor(self.step),
+            "threshold": torch.tensor(self.peft.threshold, dtype=torch.float64),
+            "measured": torch.tensor(float("nan") if self.measured is None else self.measured, dtype=torch.float64),
+            "usage": torch.tensor(list(usage.values()), dtype=torch.float64),
+            "peak": torch.tensor(self.peak),
+        }
+        return trainable_state(self.model) | {f"rankwise.{key}": value for key, value in memory.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up weights, price and measurements."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(state[name])
+        self.tracker.price = float(state["rankwise.price"])
+        self.step = int(state["rankwise.step"])
+        self.peft.threshold = float(state["rankwise.threshold"])
+        measured = float(state["rankwise.measured"])
+        self.measured = None if measured != measured else measured
+        usage = state["rankwise.usage"].tolist()
+        self.peft.usage = dict(zip(self.rank_pattern(), usage, strict=True)) if usage else None
+        self.peak = int(state["rankwise.peak"])
+        self.context.recording = self.measured is None
+        self._at(self.step + 1)
+
+    def export(self, directory: Path, form: Form = "compact") -> Path:
+        """Write a checkpoint of our own PEFT type (`compact`), or plain LoRA with average gates (`static`).
+
+        Raises:
+            ConfigError: another form; an adapter that decides per input has none.
+        """
+        self.check_finished()
+        if form == "static":
+            return export_adapter(self.model, self.average_pairs(), directory)
+        if form != "compact":
+            why = NO_MERGE.format(kind=self.config.name)
+            raise ConfigError("export", [Finding("form", f"'{form}' is not possible: {why}")])
+        with new_directory(directory) as folder:
+            self.model.save_pretrained(str(folder))
+        return directory
+
+    def _at(self, step: int) -> None:
+        """Set what the layers need to know of training step `step`."""
+        first, last = self.config.temperature
+        self.context.all_open = step <= self.tracker.first and self.measured is None
+        self.context.temperature = first * (last / first) ** self._progress(step)
+        self.context.price = self.tracker.price
+        if self.measured is None:
+            self.peft.threshold = 1 / (1 + math.exp(-self.tracker.price))
+
+    def _progress(self, step: int) -> float:
+        """0 until the warm-up ends, 1 from the end of the annealing."""
+        first, last = self.tracker.first, self.tracker.last
+        return min(max((step - first) / (last - first), 0.0), 1.0)
+
+
+def measured_examples(batches: Batches, model: nn.Module, limit: int) -> Any:  # noqa: ANN401 - yields batches
+    """Run `model` on the first `limit` examples or so; yields after every batch, with its number of examples."""
+    seen = 0
+    for batch in chain(batches()):
+        model(**batch)
+        size = len(next(iter(batch.values())))
+        yield size
+        seen += size
+        if seen >= limit:
+            return
+
+
+def _entropy(chances: Tensor) -> Tensor:
+    """Mean entropy of the gates, in nats."""
+    p = chances.clamp(1e-6, 1 - 1e-6)
+    return -(p * p.log() + (1 - p) * (1 - p).log()).mean()

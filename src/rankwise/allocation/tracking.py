@@ -1,0 +1,80 @@
+"""Keeping an expected share at its target while training.
+
+An element is open with probability σ((ℓ - b) / T), ℓ its logit, b the price that all elements pay, T the temperature.
+After every step b moves towards the price at which that step's elements would have met the target exactly:
+
+    b ← b + κ (b* - b) ,    mean σ((ℓ - b*) / T) = t
+
+The mean falls strictly in b, so b* is unique and bisection finds it. This is the multiplier of the constraint in units
+of logits: what pays for itself at price b is open. Because the price is solved for instead of integrated, the share
+follows its target within steps, whatever the learning rate. A penalty ρ/2 (s - t)² on each batch's own share s gives
+routers the gradient of what they cost.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankwise.allocation.schedules import cubic
+
+_SCALE = 1_000_000
+_HALVINGS = 40
+
+
+@dataclass
+class Tracker:
+    """The price of being open, and the course of the target.
+
+    Args:
+        target: the share at the end, in (0, 1).
+        first: step up to which everything is open.
+        last: step from which the target is `target`; above `first`.
+        price: b, at first.
+        rate: κ.
+        stiffness: ρ, in units of the loss.
+    """
+
+    target: float
+    first: int
+    last: int
+    price: float = 0.0
+    rate: float = 0.2
+    stiffness: float = 1.0
+
+    def target_at(self, step: int) -> float:
+        """The target of step `step` (from 1): all until `first`, then a cubic down (see `schedules.cubic`)."""
+        final = round(self.target * _SCALE)
+        return cubic(step, initial=_SCALE, target=final, warmup=self.first, last=self.last) / _SCALE
+
+    def penalty(self, share: Tensor, step: int) -> Tensor:
+        """The term added to the loss; `share` is the expected one, a scalar with a graph."""
+        return self.stiffness / 2 * (share - self.target_at(step)).square()
+
+    def update(self, logits: Tensor, temperature: float, step: int, weights: Tensor | None = None) -> None:
+        """Move the price; see `fair_price`."""
+        goal = fair_price(logits, temperature, self.target_at(step), weights)
+        self.price += self.rate * (goal - self.price)
+
+
+@torch.no_grad()
+def fair_price(logits: Tensor, temperature: float, share: float, weights: Tensor | None = None) -> float:
+    """b* with mean σ((logits - b*) / temperature) = share.
+
+    Args:
+        logits: any shape.
+        temperature: above 0.
+        share: strictly between 0 and 1; 1 and 0 are met within 10⁻⁴.
+        weights: of the mean, same shape; equal if left out.
+    """
+    share = min(max(share, 1e-4), 1 - 1e-4)
+    each = torch.full_like(logits, 1 / logits.numel()) if weights is None else weights / weights.sum()
+    # at these two every element is at least, and at most, as open as `share`
+    reach = temperature * math.log(share / (1 - share))
+    low, high = logits.min() - reach, logits.max() - reach
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        above = (torch.sigmoid((logits - middle) / temperature) * each).sum() > share
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return float((low + high) / 2)
