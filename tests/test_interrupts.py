@@ -69,3 +69,18 @@ def test_somebody_elses_handler_stays():
         press()
         check_interrupt()
     assert heard == [signal.SIGINT]
+
+
+class Pressed:
+    """Is interrupted while it is destroyed."""
+
+    def __del__(self):
+        press()
+
+
+def test_in_a_destructor_nothing_is_printed_and_nothing_lost(capsys):
+    with interruptible():
+        Pressed()
+        with pytest.raises(KeyboardInterrupt):
+            check_interrupt()
+    assert capsys.readouterr().err == ""

@@ -1,8 +1,8 @@
 """Ctrl-C that cannot get lost.
 
-Python raises `KeyboardInterrupt` wherever the program happens to be. In a destructor or in a library's bare `except` it
-vanishes, and a long job goes on as if nothing had been pressed. Inside `interruptible` the wish is remembered as well,
-and `check_interrupt`, called between steps, raises it again.
+Python raises `KeyboardInterrupt` wherever the program happens to be. In a destructor it is printed and dropped, in a
+library's bare `except` it vanishes, and a long job goes on as if nothing had been pressed. Inside `interruptible` the
+wish is remembered as well, and `check_interrupt`, called between steps, raises it again.
 """
 
 import signal
@@ -42,4 +42,8 @@ def check_interrupt() -> None:
 def _note(number: int, frame: FrameType | None) -> None:
     global _asked
     _asked = True
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return
+        frame = frame.f_back
     raise KeyboardInterrupt

@@ -25,16 +25,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rankwise.adapters.attach import ADAPTER, adapted_layers
-from rankwise.adapters.contract import METHODS, AdapterConfig, Resize, generator_for, refuse_impossible
+from rankwise.adapters.contract import METHODS, Resize, generator_for, refuse_impossible
 from rankwise.adapters.distributed import all_mean
 from rankwise.adapters.gated import add_gates, gate_of
 from rankwise.adapters.lora_method import LoraMethod, enlarged_target
 from rankwise.adapters.orthogonality import Orthogonality
+from rankwise.adapters.pruning_schedule import PruningConfig
 from rankwise.allocation.budget import Target, spent
 from rankwise.allocation.components import keep_components
 from rankwise.allocation.importance import Importance, Triplets
-from rankwise.allocation.schedules import Length, cubic, in_steps
-from rankwise.errors import AllocationError, Finding
+from rankwise.allocation.schedules import cubic
+from rankwise.errors import AllocationError
 
 SPREAD = 0.02
 """Standard deviation of the entries that A and B start from, as in the authors' code and PEFT."""
@@ -43,35 +44,16 @@ AVERAGES, PARTS = ("rankwise.sensitivity", "rankwise.uncertainty"), ("gate", "A"
 
 
 @METHODS.register("adalora")
-class AdaloraConfig(AdapterConfig):
+class AdaloraConfig(PruningConfig):
     """AdaLoRA, ours: components pruned by importance on a cubic schedule, then removed; ends as plain LoRA."""
 
     name: Literal["adalora"] = "adalora"
     initial_ratio: float = Field(
         default=1.5, ge=1, description="initial rank over target rank (1.5 in the paper); 1 prunes next to nothing"
     )
-    warmup: Length = Field(default=0.1, description="steps (int) or fraction before pruning starts (the paper's t_i)")
-    final: Length = Field(
-        default=0.3, description="steps (int) or fraction trained at the final ranks (the paper's t_f)"
-    )
-    every: int = Field(default=1, ge=1, description="steps between two allocations (the paper's ΔT)")
-    beta1: float = Field(default=0.85, gt=0, lt=1, description="decay of the sensitivity average")
-    beta2: float = Field(default=0.85, gt=0, lt=1, description="decay of the uncertainty average")
     orthogonality: float = Field(
         default=0.1, ge=0, description="weight of the orthogonality penalty (the paper: 0.1 on most tasks, 0.3 and 0.5)"
     )
-
-    def check(self, total_steps: int) -> list[Finding]:
-        """Warm-up and final phase have to leave steps for pruning."""
-        warmup, final_steps = in_steps(self.warmup, total_steps), in_steps(self.final, total_steps)
-        if warmup < total_steps - final_steps:
-            return []
-        message = (
-            f"warm-up {self.warmup} (step {warmup}) and final phase {self.final} ({final_steps} steps) leave no "
-            f"step of {total_steps} for pruning; their sum must be below {total_steps}, or use fractions such as "
-            "0.1 and 0.3"
-        )
-        return [Finding("method.warmup, method.final", message)]
 
     def build(self, model: nn.Module, *, total_steps: int, seed: int) -> "Adalora":
         """Wrap the model at the initial rank.
@@ -81,7 +63,7 @@ class AdaloraConfig(AdapterConfig):
             BudgetError: the budget cannot be spent exactly out of the initial components.
         """
         refuse_impossible(self, total_steps)
-        warmup, final_steps = in_steps(self.warmup, total_steps), in_steps(self.final, total_steps)
+        warmup, final_steps = self.phases(total_steps)
         return Adalora(model, self, warmup=warmup, last=total_steps - final_steps, seed=seed)
 
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from rankwise.adapters.attach import ADAPTER, attach_lora, find_matrices
 from rankwise.adapters.contract import (
     METHODS,
-    AdapterConfig,
     Form,
     Method,
     ParameterCount,
@@ -32,42 +31,25 @@ from rankwise.adapters.contract import (
 from rankwise.adapters.export import export_adapter
 from rankwise.adapters.lora_method import resolve_budget
 from rankwise.adapters.pairs import Pair
+from rankwise.adapters.pruning_schedule import PruningConfig
 from rankwise.allocation.budget import spent
-from rankwise.allocation.schedules import Length, in_steps
-from rankwise.errors import AllocationError, BudgetError, Finding
+from rankwise.errors import AllocationError, BudgetError
 
 TOLERANCE = 0.02
 """Share of the parameter budget that may be left over: PEFT drops tied components together and masks whole ranks."""
 
 
 @METHODS.register("peft_adalora")
-class PeftAdaloraConfig(AdapterConfig):
+class PeftAdaloraConfig(PruningConfig):
     """PEFT's AdaLoRA with PEFT's own defaults; the schedule is given as steps or as fractions of training."""
 
     name: Literal["peft_adalora"] = "peft_adalora"
     initial_ratio: float = Field(
         default=1.5, gt=1, description="initial rank over target rank (1.5 in the paper and PEFT)"
     )
-    warmup: Length = Field(default=0.1, description="steps (int) or fraction before pruning starts (PEFT's tinit)")
-    final: Length = Field(default=0.3, description="steps (int) or fraction trained at the final ranks (PEFT's tfinal)")
-    every: int = Field(default=1, ge=1, description="steps between two allocations (PEFT's deltaT)")
-    beta1: float = Field(default=0.85, gt=0, lt=1, description="decay of the sensitivity average")
-    beta2: float = Field(default=0.85, gt=0, lt=1, description="decay of the uncertainty average")
     orthogonality: float = Field(
         default=0.5, ge=0, description="weight of the orthogonality term (PEFT: orth_reg_weight)"
     )
-
-    def check(self, total_steps: int) -> list[Finding]:
-        """Warm-up and final phase have to leave steps for pruning."""
-        warmup, final_steps = in_steps(self.warmup, total_steps), in_steps(self.final, total_steps)
-        if warmup < total_steps - final_steps:
-            return []
-        message = (
-            f"warm-up {self.warmup} (step {warmup}) and final phase {self.final} ({final_steps} steps) leave no "
-            f"step of {total_steps} for pruning; their sum must be below {total_steps}, or use fractions such as "
-            "0.1 and 0.3"
-        )
-        return [Finding("method.warmup, method.final", message)]
 
     def build(self, model: nn.Module, *, total_steps: int, seed: int) -> "PeftAdalora":
         """Wrap the model with PEFT's AdaLoRA.
@@ -76,7 +58,7 @@ class PeftAdaloraConfig(AdapterConfig):
             ConfigError: the schedule leaves no step for pruning.
         """
         refuse_impossible(self, total_steps)
-        warmup, final_steps = in_steps(self.warmup, total_steps), in_steps(self.final, total_steps)
+        warmup, final_steps = self.phases(total_steps)
         return PeftAdalora(model, self, total_steps=total_steps, warmup=warmup, final_steps=final_steps, seed=seed)
 
 
