@@ -54,7 +54,7 @@ class Registry(Generic[T]):
     def explain(self, name: str) -> str:
         """Why `name` is not known, what is close to it and what is allowed."""
         allowed = ", ".join(self._entries)
-        return f"unknown {self.kind} '{name}'{did_you_mean(name, self._entries)} Known: {allowed}"
+        return f"unknown {self.kind} '{name}'{did_you_mean(name, self._entries) or '.'} Known: {allowed}"
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

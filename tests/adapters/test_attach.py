@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import CONFIGS, batch, build, logits, tiny_model, trainer_for
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.adapters.attach import NEW_MODULES, adapted_layers, base_parameter_count, find_matrices, head_modules
+from rankwise.adapters.patterns import set_patterns
 from rankwise.errors import ModelError
 
 BLOCK = {
@@ -133,3 +134,31 @@ def test_new_modules_are_trained_whole_and_saved(tmp_path, family, new, name):
     method.export(tmp_path / "out")
     again = PeftModel.from_pretrained(tiny_model(family), tmp_path / "out")
     torch.testing.assert_close(logits(again, batch()), logits(method.model, batch()), rtol=0, atol=1e-5)
+
+
+class Nested(nn.Module):
+    """Names that end alike: one is a suffix of the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleDict({"q": nn.Linear(6, 5)}) for _ in range(2)])
+        self.vision = nn.ModuleDict(
+            {"layers": nn.ModuleList([nn.ModuleDict({"q": nn.Linear(6, 5)}) for _ in range(2)])}
+        )
+
+    def forward(self, x):
+        return sum(layer["q"](x) for layer in [*self.layers, *self.vision["layers"]])
+
+
+def test_patterns_tell_names_apart_that_end_alike(tmp_path):
+    ranks = {"layers.0.q": 4, "layers.1.q": 4, "vision.layers.0.q": 2, "vision.layers.1.q": 3}
+    config = LoraConfig(init_lora_weights=False)
+    set_patterns(config, ranks, {name: 2.0 * rank for name, rank in ranks.items()})
+    torch.manual_seed(0)
+    model = get_peft_model(Nested(), config)
+    assert {name: layer.r["default"] for name, layer in adapted_layers(model).items()} == ranks
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    loaded = PeftModel.from_pretrained(Nested(), tmp_path)
+    x = torch.randn(3, 6)
+    assert torch.equal(loaded(x), model(x))

@@ -1,6 +1,8 @@
 """The contract, held by every registered method: a new method is covered as soon as it is registered."""
 
+import copy
 import json
+import re
 import subprocess
 import sys
 
@@ -11,8 +13,11 @@ from safetensors.torch import load_file
 from tiny import batch, build, logits, settings, tiny_data, tiny_model, tiny_tokenizer, trainer_for
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
 
+from rankwise.adapters.attach import ADAPTER, adapted_layers
+from rankwise.adapters.conditional_method import TOLERANCE as SHARE_TOLERANCE
+from rankwise.adapters.conditional_method import ConditionalConfig, ConditionalMethod
 from rankwise.adapters.contract import METHODS, Method
-from rankwise.errors import AllocationError, OutputError, TrainingError
+from rankwise.errors import AllocationError, ConfigError, OutputError, TrainingError
 from rankwise.training.callback import RankwiseCallback, load_method, save_method
 from rankwise.training.fit import fit, last_checkpoint, training_arguments
 
@@ -24,9 +29,14 @@ VARIANTS = {name: (name, {}) for name in METHODS} | {
     "truncate-early": ("truncate", {"final": 6, "keep": "25%"}),
     "random-open": ("random", {"floor": 0, "concentration": 0.1}),
     "eva-ranks": ("eva", {"budget": "30 ranks", "rho": 4.0}),
+    "cogalora": ("cogalora", {"budget": "r=8", "warmup": 2, "annealing": 9}),
+    "cogalora-shared": ("cogalora", {"budget": "r=8", "warmup": 2, "annealing": 9, "router": "shared"}),
 }
 """Every registered method under its name with settings that make it decide within twelve steps, and some others."""
 ADAPTERS = [key for key, (name, _) in VARIANTS.items() if "budget" in METHODS[name].model_fields]
+CONDITIONAL = [key for key in ADAPTERS if issubclass(METHODS[VARIANTS[key][0]], ConditionalConfig)]
+"""Methods that decide per input: what they export is a PEFT type of our own, and plain LoRA only in the static form."""
+PLAIN = [key for key in ADAPTERS if key not in CONDITIONAL]
 WRITTEN = {"pissa": 2}
 """Times the trained rank that a checkpoint holds, where not once: PiSSA's takes back what left the base weights too."""
 NOT_PLAIN = ("dora",)
@@ -40,6 +50,15 @@ def made(key, model=None, **fields):
     """A variant on a tiny model."""
     name, own = VARIANTS[key]
     return build(name, model, **(own | fields))
+
+
+FACTOR = re.compile(r"\.lora_(A|B|magnitude_vector)\b")
+"""A tensor that is a factor of plain LoRA, or DoRA's magnitudes."""
+
+
+def own_budget(key):
+    """A variant's budget, for other methods."""
+    return {field: value for field, value in VARIANTS[key][1].items() if field == "budget"}
 
 
 LOADER = """
@@ -84,11 +103,16 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(trained, tmp_path_factory):
-    """(family, method name) -> logits (as loaded, merged) from a process that never imports rankwise."""
+    """(family, method name) -> logits (as loaded, merged) from a process that never imports rankwise.
+
+    Of methods that decide per input, those of the static form.
+    """
     folder = tmp_path_factory.mktemp("loaded")
     jobs = {}
-    for (family, name), (_, _, export) in trained.items():
+    for (family, name), (method, _, export) in trained.items():
         tiny_model(family).save_pretrained(folder / family)
+        if name in CONDITIONAL:
+            export = method.export(folder / f"{family}-{name}-static", "static")
         jobs[f"{family} {name}"] = (str(folder / family), str(export), name in ADAPTERS)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     torch.save(batch(), folder / "inputs.pt")
@@ -117,28 +141,72 @@ def test_budget_is_met_and_counted(trained, family, name):
     if "ranks" in VARIANTS[name][1].get("budget", ""):
         assert f"{sum(method.rank_pattern().values())} ranks" == VARIANTS[name][1]["budget"]
     else:
-        asked = build("lora", tiny_model(family)).target.total
+        asked = build("lora", tiny_model(family), **own_budget(name)).target.total
         tolerance = getattr(sys.modules[type(method).__module__], "TOLERANCE", None)
         slack = 0 if tolerance is None else max(tolerance * asked, *method.costs.values())
+        if name in CONDITIONAL:  # routers leave a rest that is less than one rank
+            slack = max(method.costs.values()) - 1
         assert asked - slack <= count.final <= asked
     assert count.peak >= count.final
     tensors = load_file(export / "adapter_model.safetensors")
     assert sum(t.numel() for key, t in tensors.items() if ".lora_" in key) == WRITTEN.get(name, 1) * count.final
     magnitudes = sum(t.numel() for key, t in tensors.items() if ".lora_magnitude_vector" in key)  # DoRA's
     factors = sum(rank * method.costs[module] for module, rank in method.rank_pattern().items())
-    assert factors + magnitudes == count.final
+    decisions = sum(t.numel() for key, t in tensors.items() if ".lora_" in key and not FACTOR.search(key))
+    assert (decisions > 0) == (name in CONDITIONAL)
+    assert factors + magnitudes + decisions == count.final
     assert fitted.trace[-1].ranks.keys() == method.costs.keys()
 
 
 @pytest.mark.parametrize(("family", "name"), COMBINATIONS)
 def test_export_gives_the_same_logits_without_rankwise(trained, loaded, family, name):
     method, _, _ = trained[family, name]
-    expected = logits(method.model)
+    expected = logits(with_average_gates(method) if name in CONDITIONAL else method.model)
     for actual in loaded[family, name]:
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
-FORMS = [(name, form) for name in ADAPTERS for form in ("uniform", "merged") if (name, form) != ("dora", "uniform")]
+@torch.no_grad()
+def with_average_gates(method):
+    """A copy of the base model with every adapter added at the share of training examples that use it."""
+    model = copy.deepcopy(method.model)
+    for name, layer in adapted_layers(model).items():
+        a, b, base = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.get_base_layer()
+        change = method.peft.usage[name] * layer.scaling[ADAPTER] * b @ a
+        base.weight += change.T if layer.fan_in_fan_out else change
+    return model.unload()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_own_type_loads_where_rankwise_is_imported_and_decides_alike(trained, family, name):
+    method, _, export = trained[family, name]
+    found = PeftModel.from_pretrained(tiny_model(family), export)
+    assert torch.equal(logits(found), logits(method.model))
+    config, own = found.peft_config[ADAPTER], method.peft
+    assert (config.threshold, config.usage) == (own.threshold, own.usage)
+    assert not torch.allclose(logits(found), logits(with_average_gates(method)), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+@pytest.mark.parametrize("form", ["uniform", "merged"])
+def test_forms_without_decisions_are_refused_with_the_reason(trained, tmp_path, name, form):
+    with pytest.raises(ConfigError, match=rf"form: '{form}' is not possible: .* decide per input, so .* --form static"):
+        trained["bert", name][0].export(tmp_path / form, form)
+    assert not (tmp_path / form).exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_share_of_open_gates_is_met_and_gates_differ_between_inputs(trained, family, name):
+    method, _, _ = trained[family, name]
+    target = float(method.config.active)
+    assert sum(method.peft.usage.values()) / len(method.peft.usage) == pytest.approx(method.measured, abs=1e-6)
+    assert method.measured == pytest.approx(target, abs=SHARE_TOLERANCE)
+    assert any(0.1 < share < 0.9 for share in method.peft.usage.values())
+
+
+FORMS = [(name, form) for name in PLAIN for form in ("uniform", "merged") if (name, form) != ("dora", "uniform")]
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
@@ -154,7 +222,7 @@ def test_other_forms_give_the_same_logits(trained, tmp_path, name, form):
     torch.testing.assert_close(logits(found), logits(method.model), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in ADAPTERS if name not in NOT_PLAIN])
+@pytest.mark.parametrize("name", [name for name in PLAIN if name not in NOT_PLAIN])
 def test_compact_form_has_one_scale_for_servers_that_ignore_patterns(trained, name):
     config = json.loads((trained["bert", name][2] / "adapter_config.json").read_text())
     ranks = trained["bert", name][0].rank_pattern().values()
@@ -243,9 +311,21 @@ def test_checkpoint_that_was_being_written_is_passed_over(tmp_path):
     assert last_checkpoint(tmp_path) is None
     for step in (2, 9, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-best").mkdir()
+    parts = ("rankwise.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
     for step in (2, 9):
+        for part in parts:
+            (tmp_path / f"checkpoint-{step}" / part).touch()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+    for damage in ("{", ""):
+        (tmp_path / "checkpoint-9" / "trainer_state.json").write_text(damage)
+        assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-9" / "trainer_state.json").write_text("{}")
+    for part in parts:
+        (tmp_path / "checkpoint-9" / part).unlink()
+        assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+        (tmp_path / "checkpoint-9" / part).touch()
 
 
 class Recorder(TrainerCallback):
@@ -263,7 +343,8 @@ class Recorder(TrainerCallback):
         assert len(held) == len({id(p) for p in held})
         assert {id(p) for p in trainable} == {id(p) for p in held}
         stateful = set(map(id, kwargs["optimizer"].state))
-        assert {id(p) for p in trainable} == stateful
+        idle = isinstance(self.method, ConditionalMethod) and state.global_step <= self.method.tracker.first
+        assert {id(p) for p in trainable if not idle or id(p) in stateful} == stateful
         for parameter, entry in kwargs["optimizer"].state.items():
             assert entry["exp_avg"].shape == entry["exp_avg_sq"].shape == parameter.shape
 
@@ -302,7 +383,11 @@ def test_training_loss_is_the_task_loss_alone(tmp_path, name):
 
 def decides(name):
     """Whether a method has anything to do while training goes on."""
-    return type(made(name)).after_optimizer_step is not Method.after_optimizer_step
+    kind = type(made(name))
+    return (
+        kind.after_optimizer_step is not Method.after_optimizer_step
+        or kind.check_finished is ConditionalMethod.check_finished
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if decides(name)])

@@ -119,7 +119,7 @@ def test_compact_holds_the_live_components_only(exported, name):
     live = {module: rank for module, rank in methods[name].rank_pattern().items() if rank}
     assert config["r"] == config["lora_alpha"] == 9
     assert config["rank_pattern"] == config["alpha_pattern"]
-    assert config["rank_pattern"] == {re.escape(m): rank for m, rank in live.items() if rank != 9}
+    assert config["rank_pattern"] == {f"^{re.escape(m)}": rank for m, rank in live.items() if rank != 9}
     assert set(config["target_modules"]) == set(live)
     tensors = load_file(root / f"{name}-compact" / "adapter_model.safetensors")
     held = sum(tensor.numel() for key, tensor in tensors.items() if ".lora_" in key)

@@ -2,7 +2,9 @@ import re
 from pathlib import Path
 
 import pytest
+from tiny import tiny_model
 
+from rankwise.errors import ConfigError
 from rankwise.experiments.checks import Named, check_config, check_together, total_steps
 from rankwise.experiments.config import check, load
 from rankwise.experiments.config import check_together as check_files
@@ -149,3 +151,18 @@ def test_arms_that_are_tuned_unequally():
 def test_faulty_files_are_passed_over_together(files, tmp_path):
     faulty = check(tmp_path / "absent.yaml")
     assert check_files([faulty, load(files[0])]) == ()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ({"name": "glora", "signal": "sensitivity", "every": 1, "warmup": 1, "until": 20, "floor": 0}, "method.until"),
+        ({"name": "glora", "signal": "variance", "warmup": 1}, "method"),
+        ({"name": "glora", "smoothing": 0.5}, "method"),
+    ],
+)
+def test_what_a_method_cannot_do_is_found_beforehand(method, path):
+    made = config(method=method, training={"max_steps": 10})
+    assert any(text.startswith(path) for text in said(made, "error"))
+    with pytest.raises(ConfigError):
+        made.method.build(tiny_model(), total_steps=10, seed=0)

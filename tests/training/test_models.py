@@ -167,3 +167,11 @@ def test_longest_text_is_what_the_positions_hold(family, positions):
     assert model(input_ids=ids).logits.isfinite().all()
     with pytest.raises((IndexError, RuntimeError)):
         model(input_ids=torch.full((1, limit + 1), 5))
+
+
+def test_folder_without_a_tokenizer_is_refused(folder):
+    """Transformers makes up a tokenizer of special tokens, and training would run on nothing but [UNK]."""
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ModelError, match="comes without a tokenizer"):
+        load(folder)

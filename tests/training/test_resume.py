@@ -265,3 +265,56 @@ def test_full_disk_is_explained(tmp_path):
 def test_folder_that_cannot_be_written_is_explained(tmp_path):
     with pytest.raises(OutputError, match=r"cannot save the state of the run in .*nowhere"):
         save_method(build("lora"), tmp_path / "nowhere")
+
+
+OTHERS = {
+    "other targets": (("lora", {"target_modules": ["query"]}), ("lora", {}), "target_modules was"),
+    "other budget": (("lora", {"budget": "r=2"}), ("lora", {"budget": "r=8"}), "budget was 'r=2', is 'r=8'"),
+    "other scaling": (("lora", {"scaling": 2.0}), ("lora", {"scaling": 4.0}), "scaling was"),
+    "other share": (("galora", {"keep": 0.35}), ("galora", {"keep": 0.5}), "keep was"),
+    "other method": (("lora", {}), ("random", {}), "name was 'lora', is 'random'"),
+    "method with a memory": (("lora", {}), ("adalora", {}), "name was 'lora', is 'adalora'"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_state_of_another_method_or_of_other_settings_is_refused(tmp_path, case):
+    (name, fields), (other, changed), message = OTHERS[case]
+    save_method(build(name, **fields), tmp_path)
+    load_method(build(name, **fields), tmp_path)
+    with pytest.raises(TrainingError, match=message):
+        load_method(build(other, **changed), tmp_path)
+
+
+@pytest.mark.parametrize("part", [STATE_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("damage", [0, 40])
+def test_damaged_checkpoint_is_named(tmp_path, part, damage):
+    """A full disk or a crash of the machine can leave what a kill cannot: a file that is there, but not whole."""
+    ours(make("galora"), tmp_path)
+    file = tmp_path / "checkpoint-10" / part
+    file.write_bytes(file.read_bytes()[:damage])
+    with pytest.raises(TrainingError, match=r"is damaged .*remove the folder checkpoint-10"):
+        ours(make("galora"), tmp_path)
+
+
+@pytest.mark.parametrize("part", [STATE_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
+def test_checkpoint_with_a_part_missing_is_passed_over(whole, tmp_path, part):
+    ours(make("galora"), tmp_path)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    (tmp_path / "checkpoint-10" / part).unlink()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    disturb()
+    assert_same(ours(make("galora"), tmp_path), whole(ours, "galora"))
+
+
+def test_a_finished_method_is_not_trained_again(tmp_path):
+    method = make("galora")
+    driver = RankwiseCallback(method, total_steps=12)
+    arguments = training_arguments(settings(), tmp_path)
+    collator = DataCollatorWithPadding(tiny_tokenizer())
+    trainer = Trainer(
+        model=method.model, args=arguments, train_dataset=tiny_data(20), data_collator=collator, callbacks=[driver]
+    )
+    trainer.train()
+    with pytest.raises(TrainingError, match="galora has been trained to its end"):
+        trainer.train()

@@ -92,9 +92,10 @@ def find_matrices(model: nn.Module, target_modules: Sequence[str] | None = None)
         raise ModelError(f"target_modules is empty; leave it out, or name some of: {_endings(linear) or 'none'}")
     if unmatched:
         known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        named = "; ".join(f"'{entry}' matches no linear layer{did_you_mean(entry, known)}" for entry in unmatched)
+        end = "" if named.endswith("?") else "."
         raise ModelError(
-            f"target_modules: '{unmatched[0]}' matches no linear layer of {type(model).__name__}"
-            f"{did_you_mean(unmatched[0], known)} Linear layers: {_endings(linear) or 'none'}"
+            f"target_modules of {type(model).__name__}: {named}{end} Linear layers: {_endings(linear) or 'none'}"
         )
     return found
 

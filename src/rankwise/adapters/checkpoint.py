@@ -14,6 +14,7 @@ it is no B A on the base model. Weights come from safetensors files alone; a pic
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,8 @@ def find_folder(source: str) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return path
+    if path.is_file():
+        raise ModelError(f"checkpoint {source} is a file; name the folder that holds its {CONFIG}")
     if path.exists() or source.startswith(("/", "./", "../", "~")) or source.count("/") != 1:
         raise ModelError(f"checkpoint {source} does not exist (a folder, or an id on the Hugging Face hub)")
     from huggingface_hub import snapshot_download
@@ -160,6 +163,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         whole = (folder / "config.json").is_file()
         what = "a whole model, no adapter (full fine-tuning, or merged already)" if whole else f"no {CONFIG}"
+        if inside := sorted(found.parent.name for found in folder.glob(f"*/{CONFIG}")):
+            what += f", but its folders {', '.join(inside)} do: name one of them"
         raise ModelError(f"{folder} holds {what}. What can be read: {READABLE}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -255,7 +260,12 @@ def _adalora(
 def _resolve(config: Mapping[str, Any], pattern: str, default: str, name: str, folder: Path) -> float:
     """A module's rank or alpha: the first pattern entry that PEFT's own rule finds, else the default."""
     entries = config.get(pattern) or {}
-    value = entries.get(get_pattern_key(entries, name), config.get(default))
+    if not isinstance(entries, dict):
+        raise DataError(f"{folder}: {pattern} is {entries!r}; it must map names to numbers")
+    try:
+        value = entries.get(get_pattern_key(entries, name), config.get(default))
+    except re.error as error:
+        raise DataError(f"{folder}: {pattern} holds a key that is no regular expression ({error})") from error
     if not isinstance(value, int | float) or value <= 0:
         raise DataError(f"{folder}: {default} of {name} is {value!r}; it must be a number above 0")
     return value

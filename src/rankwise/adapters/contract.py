@@ -99,6 +99,8 @@ class Method(ABC):
 
     model: nn.Module
     """What is trained: a `PeftModel`, or the base model itself for full fine-tuning."""
+    config: MethodConfig
+    """What it was built from; a saved state is taken up by the same method with the same settings only."""
 
     def prepare(self, batches: Batches) -> Resize | None:
         """Called once before the first step of a new run (not of a resumed one), with the training data.

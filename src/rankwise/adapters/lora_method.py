@@ -28,8 +28,10 @@ class LoraMethod(Method, ABC):
     """
 
     model: PeftModel
+    config: AdapterConfig
 
     def __init__(self, model: nn.Module, config: AdapterConfig, *, seed: int, initial: Target | None = None) -> None:
+        self.config = config
         self.matrices: dict[str, Matrix] = find_matrices(model, config.target_modules)
         self.costs = {name: matrix.cost for name, matrix in self.matrices.items()}
         self.target: Target = resolve_budget(model, config, self.matrices)

@@ -1,7 +1,8 @@
 """PEFT's rank and alpha patterns, kept true.
 
-Pattern keys are regular expressions matched against the end of a module's name, the first match wins, and saving
-sorts them: only full, escaped names are safe. A rank pattern without an alpha pattern would change the scaling.
+Pattern keys are regular expressions matched against the end of a module's name, the first match wins, and saving sorts
+them: only full, escaped names behind a `^` are safe (`layers.0.q` would match `vision.layers.0.q` too). A rank pattern
+without an alpha pattern would change the scaling.
 """
 
 import re
@@ -20,8 +21,8 @@ def set_patterns(
     config.r = default or max(set(counts), key=lambda r: (counts.count(r), -r))
     config.lora_alpha = next(alphas[name] for name, rank in ranks.items() if rank == config.r)
     others = [name for name in ranks if (ranks[name], alphas[name]) != (config.r, config.lora_alpha)]
-    config.rank_pattern = {re.escape(name): ranks[name] for name in others}
-    config.alpha_pattern = {re.escape(name): alphas[name] for name in others}
+    config.rank_pattern = {f"^{re.escape(name)}": ranks[name] for name in others}
+    config.alpha_pattern = {f"^{re.escape(name)}": alphas[name] for name in others}
     config.target_modules = list(ranks)
 
 

@@ -31,7 +31,7 @@ from rankwise.adapters.gated import gate_of
 from rankwise.adapters.patterns import write_patterns
 from rankwise.errors import AllocationError
 
-LINEAR_STATES = ("exp_avg", "momentum_buffer")
+LINEAR_STATES = ("exp_avg", "momentum_buffer", "grad_avg")
 SQUARED_STATES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
 CAN_FOLLOW = "use AdamW, Adam, SGD, RMSprop or Adagrad"
 _REMOVED = "_rankwise_removed"
@@ -80,6 +80,7 @@ def shrink_map(lora_a: Tensor, lora_b: Tensor, rank: int) -> RankMap:
     r_b = torch.linalg.qr(b, mode="r").R
     w = torch.linalg.svd(r_b @ r_a.T).Vh[:rank].T
     size = a.norm() / math.sqrt(a.shape[0])
+    size = size if size > 0 else 1.0  # nothing there: any map to zeros is the best
     rows = (torch.linalg.pinv(r_a) @ w).T * size
     columns = r_a.T @ w / size
     return RankMap(rows.to(lora_a.dtype), columns.to(lora_b.dtype))

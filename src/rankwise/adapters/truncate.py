@@ -118,6 +118,8 @@ def largest_target(asked: int, ranks: Mapping[str, int], costs: Mapping[str, int
             table |= (table << (taken * unit)) & mask
             count, lot = count - taken, lot * 2
     total = (table.bit_length() - 1) * divisor
+    if total == 0 and not any(ranks.values()):
+        raise BudgetError("nothing is left to cut: ΔW is zero in every module")
     if total == 0:
         least = min((costs[name] for name, rank in ranks.items() if rank), default=0)
         raise BudgetError(f"{asked:,} parameters are less than one component costs; the cheapest has {least:,}")

@@ -36,7 +36,7 @@ class Named:
 
 def check_config(config: RunConfig, words: Words = str) -> tuple[Finding, ...]:
     """Everything contradictory in one config; `words` turns our paths into the file's."""
-    parts = (_lengths, _budget, _metrics, _adalora, _sweep)
+    parts = (_lengths, _impossible, _budget, _metrics, _adalora, _sweep)
     return tuple(
         Finding(", ".join(words(p) for p in path.split(", ")), text, level)
         for part in parts
@@ -84,6 +84,17 @@ def _lengths(config: RunConfig, words: Words) -> Found:
         if first >= total - last:
             text = f"{first:,} steps before and {last:,} after leave none of {total:,} for pruning [38]"
             yield "error", "method.warmup, method.final", text
+
+
+def _impossible(config: RunConfig, words: Words) -> Found:
+    """What the method itself cannot do in that many steps, where `_lengths` has not said it already."""
+    total = total_steps(config)
+    if total is None:
+        return
+    said = {part for _, path, _ in _lengths(config, words) for part in path.split(", ")}
+    for finding in config.method.check(total):
+        if not said & set(finding.path.split(", ")):
+            yield "error", finding.path, finding.message
 
 
 def _budget(config: RunConfig, words: Words) -> Found:

@@ -72,7 +72,7 @@ def _default(info: FieldInfo) -> str:
         if isinstance(info.default, bool | None)
         else None
     )
-    return shown or f"`{', '.join(info.default) if isinstance(info.default, tuple) else info.default}`"
+    return shown or f"`{', '.join(map(str, info.default)) if isinstance(info.default, tuple) else info.default}`"
 
 
 _WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", dict: "mapping", tuple: "list"}

@@ -86,6 +86,10 @@ class RankwiseCallback(TrainerCallback):
             )
         if kwargs.get("model") is not self.method.model:
             raise TrainingError("the trainer's model is not the method's: pass method.model to the trainer")
+        if state.global_step == 0 and self._kept_promise:
+            raise TrainingError(
+                f"{self.method.config.name} has been trained to its end; build it anew on a fresh model to train again"
+            )
         self._check_parameters(kwargs["optimizer"])
         self._calls, self._kept_promise = state.global_step, False
         self.trace = [RankEvent(**entry[HISTORY_KEY]) for entry in state.log_history if HISTORY_KEY in entry]

@@ -1,13 +1,15 @@
 """A method's state in a trainer's checkpoint: written, taken up, and found by a stock `Trainer` too."""
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 from peft import PeftModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -17,6 +19,8 @@ from rankwise.adapters.contract import Method
 from rankwise.errors import OutputError, TrainingError
 
 STATE_FILE = "rankwise.safetensors"
+SETTINGS_KEY = "rankwise.settings"
+"""Under which a state's metadata says what method, with which settings, wrote it."""
 HISTORY_KEY = "rank_event"
 """Key of a rank event in the trainer's log history, which travels with its checkpoints."""
 
@@ -30,7 +34,7 @@ def save_method(method: Method, folder: Path) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
     temporary = folder / f".{STATE_FILE}.{os.getpid()}"
     try:
-        save_file(state, str(temporary))
+        save_file(state, str(temporary), metadata={SETTINGS_KEY: method.config.model_dump_json()})
         temporary.replace(folder / STATE_FILE)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
@@ -42,12 +46,49 @@ def load_method(method: Method, folder: Path) -> None:
     """Take up a state written by `save_method`, before the optimizer exists.
 
     Raises:
-        TrainingError: the folder holds none.
+        TrainingError: the folder holds none, it is damaged, or it is another method's or one with other settings.
     """
     path = folder / STATE_FILE
     if not path.is_file():
         raise TrainingError(f"cannot resume: {folder} holds no {STATE_FILE}")
-    method.load_state_dict(load_file(str(path)))
+    with whole(path):
+        with safe_open(str(path), framework="pt") as file:
+            written = (file.metadata() or {}).get(SETTINGS_KEY)
+        state = load_file(str(path))
+    if written is not None:
+        _check_same(json.loads(written), method, folder)
+    method.load_state_dict(state)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Reading part of a checkpoint.
+
+    Raises:
+        TrainingError: it cannot be read.
+    """
+    try:
+        yield
+    except Exception as error:  # torch, safetensors and json each raise their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TrainingError(
+            f"cannot resume: {path} is damaged ({reason}); remove the folder {path.parent.name} to go on from an older "
+            "checkpoint, or from the start"
+        ) from error
+
+
+def _check_same(written: dict[str, Any], method: Method, folder: Path) -> None:
+    """A state makes sense to the method that wrote it, with the settings it had."""
+    own = json.loads(method.config.model_dump_json())
+    other = {key for key in own.keys() | written.keys() if own.get(key) != written.get(key)}
+    if "name" in other:
+        other = {"name"}
+    if other:
+        listed = "; ".join(f"{key} was {written.get(key)!r}, is {own.get(key)!r}" for key in sorted(other))
+        raise TrainingError(
+            f"cannot resume: {folder} was written by another method or with other settings ({listed}); use the "
+            "same ones, or start anew"
+        )
 
 
 def adopt_checkpoints(method: Method, on_load: Callable[[], None]) -> None:

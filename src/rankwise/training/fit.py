@@ -1,5 +1,6 @@
 """One training run: a method, encoded data and settings in; timings, losses and predictions out."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from rankwise.adapters.distributed import broadcast_object
 from rankwise.allocation.schedules import in_steps
 from rankwise.errors import ConfigError, Finding
 from rankwise.training.callback import RankEvent, RankwiseCallback
+from rankwise.training.checkpoints import STATE_FILE
 from rankwise.training.trainer import RankwiseTrainer
 
 if TYPE_CHECKING:
@@ -121,9 +123,21 @@ def fit(
 
 def last_checkpoint(work_dir: Path) -> str | None:
     """The newest complete checkpoint in `work_dir`, past any that was being written when the run was killed."""
-    complete = [path.parent for path in work_dir.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
-    newest = max(complete, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
-    return str(newest) if newest else None
+    numbered = [folder for folder in work_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name)]
+    newest_first = sorted(numbered, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), reverse=True)
+    return next((str(folder) for folder in newest_first if _complete(folder)), None)
+
+
+def _complete(folder: Path) -> bool:
+    """Whether every part is there, and the trainer's state, which is written last, to its end."""
+    parts = (STATE_FILE, "optimizer.pt", "scheduler.pt", "rng_state*.pth")
+    if not all(any(folder.glob(part)) for part in parts):
+        return False
+    try:
+        TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+    except (OSError, ValueError, TypeError):
+        return False
+    return True
 
 
 def training_arguments(settings: FitSettings, work_dir: Path) -> TrainingArguments:

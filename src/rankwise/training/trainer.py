@@ -21,7 +21,7 @@ from rankwise.adapters.distributed import all_mean, world_size
 from rankwise.errors import OutputError, RankwiseError, TrainingError
 from rankwise.interrupts import check_interrupt
 from rankwise.training.callback import RankwiseCallback
-from rankwise.training.checkpoints import load_method, save_method
+from rankwise.training.checkpoints import load_method, save_method, whole
 from rankwise.training.data import LengthGroupedSampler, SharedBatches
 
 
@@ -185,10 +185,19 @@ class RankwiseTrainer(Trainer):
         if world_size() > 1:
             dist.barrier()  # process 0 declares a checkpoint complete when every process has written its part
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with whole(Path(checkpoint or "") / "optimizer.pt or scheduler.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with whole(Path(checkpoint or "") / "rng_state"):
+            super()._load_rng_state(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         load_method(self.method, folder)
-        history = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME)).log_history
+        with whole(folder / TRAINER_STATE_NAME):
+            history = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME)).log_history
         noted = [entry for entry in history if "task_loss" in entry]
         self.losses = [(entry["step"], entry["task_loss"]) for entry in noted]
         self._started = time.perf_counter() - (noted[-1]["seconds"] if noted else 0.0)

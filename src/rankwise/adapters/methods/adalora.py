@@ -71,10 +71,12 @@ class AdaloraConfig(PruningConfig):
 class Adalora(LoraMethod):
     """Scores until `last`, prunes from `warmup` + 1 on, removes at `last`."""
 
+    config: AdaloraConfig
+
     def __init__(self, model: nn.Module, config: AdaloraConfig, *, warmup: int, last: int, seed: int) -> None:
         self._ranks: dict[str, int] = {}
         super().__init__(model, config, seed=seed, initial=enlarged_target(model, config, config.initial_ratio))
-        self.config, self.warmup, self.last = config, warmup, last
+        self.warmup, self.last = warmup, last
         self.initial = self._ranks = super().rank_pattern()
         self.peak += sum(self.initial.values())  # λ is trained too
         self.finished = False

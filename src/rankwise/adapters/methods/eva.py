@@ -61,8 +61,9 @@ class EvaConfig(AdapterConfig):
 class Eva(LoraMethod):
     """Decides once, in `prepare`."""
 
+    config: EvaConfig
+
     def __init__(self, model: nn.Module, config: EvaConfig, *, seed: int) -> None:
-        self.config = config
         self.prepared = False
         super().__init__(model, config, seed=seed)
         self.peak = 0

@@ -21,14 +21,15 @@ class FullConfig(MethodConfig):
 
     def build(self, model: nn.Module, *, total_steps: int, seed: int) -> "Full":
         """Unfreeze everything."""
-        return Full(model)
+        return Full(model, self)
 
 
 @final
 class Full(Method):
     """The base model itself, trained whole. Its checkpoint is a Transformers model folder."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, config: FullConfig) -> None:
+        self.config = config
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         self.model = model

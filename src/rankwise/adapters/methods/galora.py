@@ -154,10 +154,11 @@ class Galora(LoraMethod):
     back, and would take a look at the device at every step to find.
     """
 
+    config: GaloraConfig
+
     def __init__(self, model: nn.Module, config: GaloraConfig, *, total_steps: int, seed: int) -> None:
         super().__init__(model, config, seed=seed, initial=enlarged_target(model, config, 1 / float(config.keep)))
         add_gates(self.model, initial=1.0, per_component=False)
-        self.config = config
         self.power = POWERS[config.penalty]
         self.patience = in_steps(config.patience, total_steps)
         self.price = dict.fromkeys(self.costs, 1) if self.target.unit == "ranks" else self.costs

@@ -161,9 +161,10 @@ def window(beta: float) -> int:
 class Glora(LoraMethod):
     """Listens before every step in `reallocate_at`, and asks for a resize after it."""
 
+    config: GloraConfig
+
     def __init__(self, model: nn.Module, config: GloraConfig, *, reallocate_at: tuple[int, ...], seed: int) -> None:
         super().__init__(model, config, seed=seed)
-        self.config = config
         self.signal = SIGNALS[config.signal]
         self.reallocate_at = reallocate_at
         self.step = 0  # the last one that was finished

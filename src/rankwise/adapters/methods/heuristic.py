@@ -40,8 +40,9 @@ class HeuristicConfig(FixedConfig):
 class Heuristic(FixedRanks):
     """Nothing to decide."""
 
+    config: HeuristicConfig
+
     def __init__(self, model: nn.Module, config: HeuristicConfig, *, seed: int) -> None:
-        self.config = config
         super().__init__(model, config, seed=seed)
 
     def scores(self) -> dict[str, float]:

@@ -190,13 +190,14 @@ class Peer(Method):
     """A PEFT adapter at the budget; it decides nothing while it trains."""
 
     model: PeftModel
+    config: PeerConfig
 
     def __init__(self, model: nn.Module, config: PeerConfig, *, seed: int) -> None:
         self.kind, self.settings = config.peft_type(), config.peft_settings()
         self.matrices = find_matrices(model, config.target_modules)
         self.costs = {name: matrix.cost for name, matrix in self.matrices.items()}
         self.target: Target = resolve_budget(model, config, self.matrices)
-        self._config = config
+        self.config = config
         ranks = self._lora_ranks(model) if self.kind == "LORA" else None
         self.size = None if ranks is not None else self._fit(model)
         peft_config = self._peft_config(model, self.size)
@@ -261,7 +262,7 @@ class Peer(Method):
         return export_adapter(self.model, pairs, directory, form)
 
     def _peft_config(self, model: nn.Module, size: int | None) -> PeftConfig:
-        config, kind = self._config, self.kind
+        config, kind = self.config, self.kind
         values = dict(self.settings)
         if field := dropout_field(kind):
             values[field] = config.dropout
@@ -286,7 +287,7 @@ class Peer(Method):
             rest = target.total - beside - every
             if rest < 0:
                 raise BudgetError(
-                    f"{self._config.name}: the budget is {target.total:,} parameters, but rank 1 everywhere costs "
+                    f"{self.config.name}: the budget is {target.total:,} parameters, but rank 1 everywhere costs "
                     f"{every + beside:,} here, {beside:,} of them beside the factors; raise the budget or adapt fewer "
                     "target_modules"
                 )
@@ -297,7 +298,7 @@ class Peer(Method):
     def _fit(self, model: nn.Module) -> int | None:
         """The largest size whose parameters fit the budget, or None where the type has no size and fits."""
         if self.target.unit == "ranks":
-            raise BudgetError(f"{self._config.name}: {self.kind} has no LoRA ranks to count; give parameters")
+            raise BudgetError(f"{self.config.name}: {self.kind} has no LoRA ranks to count; give parameters")
         refused: list[Exception] = []
 
         def count(size: int | None) -> int | None:
@@ -318,7 +319,7 @@ class Peer(Method):
             raise refused[-1]
         if sized or least > self.target.total:
             raise BudgetError(
-                f"{self._config.name}: {self.kind} trains {least:,} parameters{' at size 1' if sized else ''}, the "
+                f"{self.config.name}: {self.kind} trains {least:,} parameters{' at size 1' if sized else ''}, the "
                 f"budget is {self.target.total:,}; raise the budget or adapt fewer target_modules"
             )
         return None

@@ -71,6 +71,7 @@ class PeftAdalora(Method):
     def __init__(
         self, model: nn.Module, config: PeftAdaloraConfig, *, total_steps: int, warmup: int, final_steps: int, seed: int
     ) -> None:
+        self.config = config
         self.matrices = find_matrices(model, config.target_modules)
         self.costs = {name: matrix.cost for name, matrix in self.matrices.items()}
         self.target = resolve_budget(model, config, self.matrices)
@@ -203,7 +204,7 @@ class PeftAdalora(Method):
         """The most ranks whose parameters fit the budget, by bisection over what PEFT's own masking would keep."""
         values = [layer.lora_E[ADAPTER] for layer in self.layers.values()]
         saved = [value.clone() for value in values]
-        low, high = len(self.matrices) // 2, self.allocator.init_bgt - 1
+        low, high = 1, self.allocator.init_bgt - 1
         while low < high:
             middle = (low + high + 1) // 2
             pattern = self.allocator.mask_to_budget(self.task_loss_model(), middle)
