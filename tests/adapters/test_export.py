@@ -95,6 +95,17 @@ def test_loads_with_equal_logits_without_rankwise(exported, name, form):
     torch.testing.assert_close(answers[f"{name} {form}"], expected, rtol=0, atol=1e-5)
 
 
+def test_a_kind_of_matrix_that_was_dropped_everywhere_is_not_padded(tmp_path):
+    method = build("lora")
+    apply_resize(method.model, {name: 0 for name in method.matrices if name.endswith("query")})
+    pairs = lora_pairs(method.model)
+    pairs |= {name: Pair(torch.zeros(0, 32), torch.zeros(32, 0)) for name in method.matrices if name not in pairs}
+    export_adapter(method.model, pairs, tmp_path / "out", "uniform")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert len(config["target_modules"]) == 10
+    assert not [name for name in config["target_modules"] if name.endswith("query")]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_uniform_is_one_rank_on_every_layer_of_every_kind(exported, name):
     root, methods, _ = exported

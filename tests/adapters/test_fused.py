@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from tiny import batch, build, logits, tiny_model
 from torch import nn
@@ -50,6 +50,17 @@ def calls(monkeypatch):
     real = fused.lora_linear
     monkeypatch.setattr(fused, "lora_linear", lambda *args: (seen.append(1), real(*args))[1])
     return seen
+
+
+def test_a_bias_of_b_is_left_to_peft(calls):
+    config = LoraConfig(r=2, lora_bias=True, target_modules=["query"], init_lora_weights=False)
+    found = get_peft_model(tiny_model(), config)
+    fused.fuse(found)
+    with torch.no_grad():
+        for layer in adapted_layers(found).values():
+            layer.lora_B[ADAPTER].bias.fill_(0.5)
+    assert torch.equal(logits(found), logits(stock(found)))
+    assert not calls
 
 
 @pytest.mark.parametrize("gates", [False, True])

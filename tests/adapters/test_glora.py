@@ -290,6 +290,31 @@ def test_settling_comes_before_the_steps_that_count(tmp_path):
     assert counts[2:10] == [0, 0, 1, 2, 3, 1, 2, 3]
 
 
+def test_what_was_settled_once_stays_settled(tmp_path):
+    method = build("glora", signal="activation", warmup=6, every=5, until=11, beta=0.1)
+    listened = []
+    before = method.before_optimizer_step
+    method.before_optimizer_step = lambda step: (
+        listened.append(step) if method.observer.inputs is not None else None,
+        before(step),
+    )[1]
+    run(method, tmp_path)
+    assert listened == [2, 3, 4, 5, 6, 9, 10, 11]
+
+
+def test_squared_weights_of_the_corrected_average(tmp_path, monkeypatch):
+    """Against the weights themselves: (1 - β) β^(n - i) / (1 - β^n) of step i."""
+    beta, handed = 0.6, []
+    method = build("glora", signal="variance", warmup=4, beta=beta)
+    real = method.signal
+    spy = dataclasses.replace(real, scores=lambda averaged: (handed.append(averaged), real.scores(averaged))[1])
+    method.signal = spy
+    run(method, tmp_path)
+    n = method.seen or 4
+    weights = [(1 - beta) * beta ** (n - i) / (1 - beta**n) for i in range(1, n + 1)]
+    assert handed[0].squared_weights == pytest.approx(sum(w * w for w in weights))
+
+
 def fixed_scores(monkeypatch, *rounds):
     """Let a method score its matrices by these functions of their names, one per reallocation."""
     monkeypatch.setattr(

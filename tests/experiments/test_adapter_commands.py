@@ -296,6 +296,45 @@ def test_dora_is_merged_by_peft_and_has_no_other_form(tmp_path):
             export(options(folder, tmp_path / form, form))
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_an_adapter_with_biases_has_no_form(tmp_path, bias):
+    folder, _ = foreign(tmp_path, LoraConfig(r=3, bias=bias, target_modules=TARGETS))
+    for form in FORMS:
+        with pytest.raises(ConfigError, match=rf"bias '{bias}' trained biases") as caught:
+            export(options(folder, tmp_path / "out", form))
+        assert "--form merged" not in str(caught.value)
+
+
+def test_config_without_a_type(tmp_path):
+    folder, _ = foreign(tmp_path, LoraConfig(r=3, target_modules=TARGETS))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    del config["peft_type"]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="names no peft_type"):
+        export(options(folder, tmp_path / "out", "merged"))
+
+
+@pytest.mark.parametrize("patterns", [{"(": 3}, [1]])
+def test_patterns_that_are_none(tmp_path, patterns):
+    folder, _ = foreign(tmp_path, LoraConfig(r=3, target_modules=TARGETS))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"rank_pattern": patterns}))
+    with pytest.raises(DataError, match="rank_pattern"):
+        export(options(folder, tmp_path / "out"))
+
+
+def test_merging_into_a_base_model_that_has_changed_since_the_run(runs, tmp_path, model_folder):
+    weights = model_folder / "model.safetensors"
+    before = weights.read_bytes()
+    try:
+        weights.write_bytes(before[:-4] + b"\0\0\0\0")
+        with pytest.raises(ModelError, match=r"is not the one that run .* was trained on"):
+            export(options(runs, tmp_path / "out", "merged", choice=GLORA))
+    finally:
+        weights.write_bytes(before)
+    assert not (tmp_path / "out").exists()
+
+
 def test_uniform_without_the_base_model_says_what_it_cannot_know(tmp_path):
     folder, _ = foreign(tmp_path, LoraConfig(r=3, target_modules=["layer.0.attention.self.query"]))
     known = export(options(folder, tmp_path / "known", "uniform"))
@@ -615,8 +654,9 @@ def test_inspect_draws_the_heat_map(tmp_path, suffix):
         assert width > height > 200
     else:
         assert content.startswith(b"<?xml")
+    with pytest.raises(OutputError, match="exists; choose another name"):
         inspect(str(folder), Choice(), plot)
-        assert len(plot.read_bytes()) == len(content)
+    assert plot.read_bytes() == content
 
 
 def test_plot_of_another_kind_is_refused_before_work(tmp_path):

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from rankwise.errors import ConfigError
+from rankwise.training import ddp
 from rankwise.training.data import LengthGroupedSampler, SharedBatches
 from rankwise.training.fit import split_evenly
 
@@ -205,3 +206,17 @@ def test_batch_that_cannot_be_split_is_refused():
         split_evenly(16, 3)
     with pytest.raises(ConfigError, match="such as 4 or 8"):
         split_evenly(3, 4)
+
+
+def test_after_a_resize_weights_and_moments_are_those_of_process_0(monkeypatch):
+    method = build("lora")
+    optimizer = torch.optim.AdamW(p for p in method.model.parameters() if p.requires_grad)
+    method.model(**batch()).loss.backward()
+    optimizer.step()
+    sent = []
+    monkeypatch.setattr(ddp, "world_size", lambda: 2)
+    monkeypatch.setattr(ddp, "broadcast_tensors", sent.extend)
+    ddp.align(method.model, optimizer)
+    wanted = [p for p in method.model.parameters() if p.requires_grad]
+    wanted += [optimizer.state[p][key] for p in list(wanted) for key in ("exp_avg", "exp_avg_sq")]
+    assert sorted(t.data_ptr() for t in sent) == sorted(t.data_ptr() for t in wanted)

@@ -14,8 +14,9 @@ from rankwise.adapters.attach import Matrix
 from rankwise.adapters.export import Frame, linear_matrices
 from rankwise.adapters.merge import add_tensors
 from rankwise.errors import MissingPackageError, ModelError
+from rankwise.experiments.records import RunRecord
 from rankwise.hub import hub_reachable
-from rankwise.training.models import EMBEDDED, EMBEDDED_ORIGIN, resolve_model
+from rankwise.training.models import EMBEDDED, EMBEDDED_ORIGIN, model_fingerprint, resolve_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +53,21 @@ def base_name(frame: Frame, override: str | None = None) -> str:
     if not name:
         raise ModelError("the checkpoint names no base model; name it with --model (a Hugging Face id or a folder)")
     return name
+
+
+def check_same_base(record: RunRecord) -> None:
+    """The base model behind a run's name must be the one that it was trained on.
+
+    Raises:
+        ModelError: it has changed since.
+    """
+    inputs = record.environment.get("inputs")
+    known = inputs.get("model") if isinstance(inputs, dict) else None
+    if known is not None and model_fingerprint(record.model) != known:
+        raise ModelError(
+            f"the base model '{record.model}' is not the one that run {record.run_id} was trained on; restore it, or "
+            "name another place with --model"
+        )
 
 
 def base_matrices(

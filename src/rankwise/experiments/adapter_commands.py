@@ -16,7 +16,9 @@ from rankwise.adapters.truncate import Truncated, largest_target, truncate_pairs
 from rankwise.allocation.budget import Target, parse_budget, spent
 from rankwise.errors import BudgetError, ConfigError, Finding
 from rankwise.experiments.adapter_base import base_matrices
-from rankwise.experiments.adapter_plots import check_plot_path, plot_adapter, rank_table
+from rankwise.experiments.adapter_conditional import read_conditional
+from rankwise.experiments.adapter_conditional_report import conditional_summary, conditional_table, describe_conditional
+from rankwise.experiments.adapter_plots import grid_table, new_plot_path, plot_adapter, plot_usage, rank_table
 from rankwise.experiments.adapter_source import Choice, Source, find_source
 from rankwise.experiments.card import CardFacts, model_card, short_name
 from rankwise.experiments.exporting import KINDS, Exporting, export_source
@@ -63,7 +65,7 @@ def export(options: ExportOptions) -> Answer:
     form = check_form(options.form)
     if options.public and not options.push:
         raise ConfigError("export", [Finding("--public", "only goes with --push: nothing else can be seen by others")])
-    push = prepare_push(options.push, public=options.public) if options.push else None
+    push = None if options.push is None else prepare_push(options.push, public=options.public)
     source = find_source(options.source, options.choice)
     made = export_source(source, Exporting(form, options.output, options.model, push.name if push else None))
     lines = [f"{made.what}: {options.output}", *(f"note: {note}" for note in made.notes)]
@@ -93,8 +95,10 @@ def inspect(source: str, choice: Choice, plot: Path | None = None) -> Answer:
         ModelError, DataError: a checkpoint that cannot be had or read, a picture of another kind.
     """
     if plot is not None:
-        check_plot_path(plot)
+        new_plot_path(plot)
     found = find_source(source, choice)
+    if found.conditional is not None:
+        return _inspect_conditional(found, plot)
     checkpoint = read_checkpoint(found.folder)
     spectra = {name: spectrum_of(pair) for name, pair in checkpoint.pairs.items()}
     matrices, unknown = base_matrices(checkpoint.frame, download=False)
@@ -102,13 +106,33 @@ def inspect(source: str, choice: Choice, plot: Path | None = None) -> Answer:
     data = _described(found, checkpoint, spectra)
     data["servers"] = _servers(checkpoint, list(matrices))
     if plot is not None:
-        what = f"{found.record.method}, seed {found.record.seed}" if found.record else found.folder.resolve().name
-        title = f"{what} · {short_name(checkpoint.frame.base_model)}"
-        data["plot"] = str(plot_adapter(spectra, ranks, plot, title))
+        data["plot"] = str(plot_adapter(spectra, ranks, plot, _title(found, checkpoint.frame.base_model)))
     lines = [*_summary(data), *_server_lines(data["servers"]), *([data["plot"]] if plot else [])]
     if unknown:
         lines.append(f"note: the base model is not at hand ({unknown}), so layers without adapters are not known of")
     return Answer(tuple(lines), data, (_module_table(data["modules"]), rank_table(ranks)))
+
+
+def _inspect_conditional(found: Source, plot: Path | None) -> Answer:
+    """The same for a type of our own."""
+    checkpoint = read_conditional(found)
+    data = describe_conditional(found, checkpoint)
+    shares = {name: 100 * share for name, share in checkpoint.usage.items()}
+    ranks = checkpoint.ranks | dict.fromkeys(_dropped(found), 0)
+    pictures = [conditional_table(data), rank_table(ranks)]
+    if shares:
+        title = f"% of training examples that open each {checkpoint.decides_on.removesuffix('s')}"
+        pictures.append(grid_table(shares, title, 100.0))
+    if plot is not None:
+        title = _title(found, checkpoint.frame.base_model)
+        data["plot"] = str(plot_usage(ranks, shares, plot, title))
+    lines = [*conditional_summary(data), *_server_lines(data["servers"]), *([data["plot"]] if plot else [])]
+    return Answer(tuple(lines), data, tuple(pictures))
+
+
+def _title(found: Source, base: str | None) -> str:
+    what = f"{found.record.method}, seed {found.record.seed}" if found.record else found.folder.resolve().name
+    return f"{what} · {short_name(base)}"
 
 
 def truncate(source: str, choice: Choice, output: Path, *, keep: str | None, budget: str | None) -> Answer:
@@ -119,6 +143,12 @@ def truncate(source: str, choice: Choice, output: Path, *, keep: str | None, bud
         ModelError, DataError, OutputError: a checkpoint or folder that cannot be read or written.
     """
     found = find_source(source, choice)
+    if found.conditional is not None:
+        message = (
+            f"{found.folder} is a {found.conditional.TYPE} adapter, which decides per input: no singular values are "
+            "the same for all inputs. `rankwise export --form static` writes plain LoRA, which can be truncated"
+        )
+        raise ConfigError("truncate", [Finding("", message)])
     checkpoint = read_checkpoint(found.folder)
     used = used_ranks(checkpoint.pairs)
     target = truncation_target(used, checkpoint.costs, keep=keep, budget=budget)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rankwise.adapters.spectra import Spectrum
-from rankwise.errors import DataError
+from rankwise.errors import DataError, OutputError
 from rankwise.experiments.module_grid import Grid, module_grid, place_of
 from rankwise.experiments.plots import draw_ranks, save_figure
 
@@ -31,6 +31,18 @@ def check_plot_path(path: Path) -> Path:
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path}: cannot draw a '{path.suffix}' file; the name must end in {' or '.join(SUFFIXES)}")
     return path
+
+
+def new_plot_path(path: Path) -> Path:
+    """The same for a picture that somebody asked for by name: nothing is replaced.
+
+    Raises:
+        DataError: see `check_plot_path`.
+        OutputError: the file exists.
+    """
+    if path.exists():
+        raise OutputError(f"{path} exists; choose another name, or remove it first")
+    return check_plot_path(path)
 
 
 def plot_adapter(spectra: Mapping[str, Spectrum], ranks: Mapping[str, int], path: Path, title: str) -> Path:
@@ -61,8 +73,45 @@ def plot_adapter(spectra: Mapping[str, Spectrum], ranks: Mapping[str, int], path
     return save_figure(figure, path)
 
 
-def rank_values(grid: Grid, ranks: Mapping[str, int]) -> np.ndarray:
-    """Ranks `(rows, columns)`, mean over modules that share a cell, NaN where there is no module."""
+def plot_usage(ranks: Mapping[str, float], shares: Mapping[str, float], path: Path, title: str) -> Path:
+    """Draw the rank heat map, and beside it how often modules (or blocks) are open; returns the path.
+
+    An existing file is replaced.
+
+    Args:
+        ranks: module -> rank.
+        shares: module or block -> percent; empty if it was not measured.
+        path: of the picture.
+        title: above both.
+
+    Raises:
+        DataError: the file's name is of no picture.
+        OutputError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    check_plot_path(path)
+    panels = [
+        ("rank per module", ranks, max(1.0, *ranks.values())),
+        ("% of training examples that open it", shares, 100.0),
+    ]
+    panels = [panel for panel in panels if panel[1]]
+    grids = [module_grid(values) for _, values, _ in panels]
+    height = max(2.4, max(len(grid.rows) for grid in grids) * 0.27) + 1.2
+    figure = Figure(figsize=(len(panels) * 4.2, height), dpi=130, layout="constrained")
+    figure.suptitle(title if len(title) <= 80 else f"…{title[-79:]}", fontsize=10, parse_math=False)
+    every = figure.subplots(1, len(panels), squeeze=False).ravel()
+    for axes, grid, (name, values, top) in zip(every, grids, panels, strict=True):
+        image = draw_ranks(axes, grid, rank_values(grid, values), top)
+        if max(len(column) for column in grid.columns) > 5:
+            axes.tick_params(axis="x", rotation=60)
+        axes.set_title(name, fontsize=10)
+        figure.colorbar(image, ax=axes, aspect=30, pad=0.02)
+    return save_figure(figure, path)
+
+
+def rank_values(grid: Grid, ranks: Mapping[str, float]) -> np.ndarray:
+    """Ranks (or other numbers) `(rows, columns)`, mean over modules that share a cell, NaN where there is no module."""
     total = np.zeros((len(grid.rows), len(grid.columns)))
     count = np.zeros_like(total)
     for name, (row, column) in grid.cells.items():
@@ -74,17 +123,26 @@ def rank_values(grid: Grid, ranks: Mapping[str, int]) -> np.ndarray:
 
 def rank_table(ranks: Mapping[str, int]) -> "Table":
     """The heat map for a terminal: layers by kinds of matrix."""
+    return grid_table(ranks, "rank per module", max(1.0, *ranks.values()))
+
+
+def grid_table(values: Mapping[str, float], title: str, top: float) -> "Table":
+    """Any number per module, layers by kinds of matrix, mean over modules that share a cell.
+
+    Args:
+        values: module -> number.
+        title: above the table.
+        top: what the lightest colour means; the darkest is 0.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    grid = module_grid(ranks)
-    values = rank_values(grid, ranks)
-    top = max(1.0, float(np.nanmax(values)))
-    table = Table(title="rank per module", title_justify="left", box=None, padding=(0, 1))
+    grid = module_grid(values)
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
     table.add_column("layer", justify="right")
     for column in grid.columns:
         table.add_column(column, justify="center")
-    for label, row in zip(grid.rows, values, strict=True):
+    for label, row in zip(grid.rows, rank_values(grid, values), strict=True):
         table.add_row(label, *(Text("") if math.isnan(value) else _cell(value, top) for value in row))
     return table
 

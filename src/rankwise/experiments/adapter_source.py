@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankwise.adapters.checkpoint import CONFIG, find_folder
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from rankwise.adapters.checkpoint import CONFIG, find_folder, read_config
+from rankwise.adapters.conditional import ConditionalPeftConfig
 from rankwise.errors import ConfigError, Finding, OutputError, StoreError
 from rankwise.experiments.compare import PLAN, STORE, read_plan
 from rankwise.experiments.records import RunRecord
@@ -44,6 +47,18 @@ class Source:
     def is_adapter(self) -> bool:
         """Whether it holds an adapter, and not a whole model."""
         return (self.folder / CONFIG).is_file()
+
+    @property
+    def conditional(self) -> type[ConditionalPeftConfig] | None:
+        """The config class of an adapter that decides per input; None for one that does not.
+
+        Raises:
+            DataError: the config is damaged.
+        """
+        if not self.is_adapter:
+            return None
+        found = PEFT_TYPE_TO_CONFIG_MAPPING.get(str(read_config(self.folder).get("peft_type")))
+        return found if found is not None and issubclass(found, ConditionalPeftConfig) else None
 
 
 def find_source(text: str, choice: Choice | None = None) -> Source:

@@ -35,7 +35,27 @@ FORMS = {
     "compact": "plain LoRA, scaling folded into lora_B, each module at its own rank",
     "uniform": "plain LoRA, scaling folded into lora_B, zero-padded to one rank for servers",
     "merged": "the whole model with the adapter added to its weights",
+    "static": "plain LoRA with every per-input decision at its average, scaling folded into lora_B",
 }
+
+
+@dataclass(frozen=True)
+class Deciding:
+    """What a card says of an adapter that decides per input.
+
+    Args:
+        kind: its PEFT type.
+        what: `modules` or `blocks`.
+        usage: module or block -> share of training examples that open it; empty if it was not measured.
+        threshold: probability above which something is open.
+        beside: parameters of routers and the like; part of the adapter's.
+    """
+
+    kind: str
+    what: str
+    usage: Mapping[str, float]
+    threshold: float
+    beside: int
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,7 @@ class CardFacts:
         record: the run, if it is known.
         truncated: what a truncation before this export did, in one sentence.
         where: what `from_pretrained` takes: the name on the hub, or a placeholder.
+        deciding: what decides per input, if something does.
     """
 
     form: Form
@@ -65,6 +86,12 @@ class CardFacts:
     record: RunRecord | None = None
     truncated: str | None = None
     where: str = "path/to/this/folder"
+    deciding: Deciding | None = None
+
+    @property
+    def averaged(self) -> bool:
+        """Whether decisions per input were replaced by averages."""
+        return self.form == "static" and self.deciding is not None
 
 
 def model_card(facts: CardFacts) -> str:
@@ -72,9 +99,11 @@ def model_card(facts: CardFacts) -> str:
     parts = [f"---\n{yaml.safe_dump(front_matter(facts), sort_keys=False)}---\n", f"# {_title(facts)}\n"]
     parts.append(_origin(facts))
     if facts.record is not None:
-        parts += ["## Results\n", _results(facts.record, facts.truncated is not None)]
+        parts += ["## Results\n", _results(facts.record, facts)]
     if facts.ranks:
         parts += ["## Ranks\n", _ranks(facts.ranks)]
+    if facts.deciding is not None:
+        parts += ["## Decisions\n", _decisions(facts.deciding, facts)]
     parts += ["## Use\n", _usage(facts)]
     if facts.record is not None and (versions := facts.record.environment.get("versions")):
         parts += ["## Versions\n", _versions(versions)]
@@ -128,14 +157,24 @@ def _origin(facts: CardFacts) -> str:
         rows += [("checkpoint", facts.kind), ("base model", short_name(facts.base))]
     if facts.parameters:
         rows.append(("adapter parameters", f"{facts.parameters:,}"))
-    rows.append(("form", f"{facts.form}: {FORMS[facts.form]}" if facts.kind != "full" else "a Transformers model"))
+    rows.append(("form", _form(facts)))
     note = "" if record is not None else "\nHow it was trained is not recorded in the checkpoint.\n"
     note += f"\n{facts.truncated}\n" if facts.truncated else ""
     return _table(("", ""), rows) + note
 
 
-def _results(record: RunRecord, truncated: bool) -> str:
-    before = "Measured before the truncation.\n\n" if truncated else ""
+def _form(facts: CardFacts) -> str:
+    if facts.kind == "full":
+        return "a Transformers model"
+    if facts.deciding is not None and not facts.averaged:
+        return f"{facts.form}: PEFT type {facts.deciding.kind} of the package rankwise, which decides per input"
+    return f"{facts.form}: {FORMS[facts.form]}"
+
+
+def _results(record: RunRecord, facts: CardFacts) -> str:
+    before = "Measured before the truncation.\n\n" if facts.truncated is not None else ""
+    if facts.averaged:
+        before = "Measured while every input decided for itself, before decisions were averaged.\n\n"
     rows = [(name, _number(m.value), _number(m.se), f"{m.n:,}") for name, m in record.metrics.items()]
     note = "\nMetrics of one run on its evaluation split; the standard error is over its n examples, not over seeds.\n"
     return before + _table(("metric", "value", "standard error", "n"), rows) + note
@@ -154,6 +193,39 @@ def _ranks(ranks: Mapping[str, int]) -> str:
     return head + _table(("matrix", "modules", "least", "mean", "most"), rows)
 
 
+def _decisions(deciding: Deciding, facts: CardFacts) -> str:
+    if facts.averaged:
+        return (
+            f"This is plain LoRA made of a {deciding.kind} adapter, which decides per input: "
+            + (
+                "every gate stands at its average over training examples"
+                if deciding.what == "modules"
+                else "full depth"
+            )
+            + ". It is another model than the one that was trained: measure it before it is used.\n"
+        )
+    shares = list(deciding.usage.values())
+    text = (
+        f"Needs `pip install rankwise`, and `import rankwise` before it is loaded. Routers and the like are "
+        f"{deciding.beside:,} of the adapter parameters; something is open where its probability is above "
+        f"{deciding.threshold:.3g}. "
+    )
+    if shares:
+        text += f"On training examples {sum(shares) / len(shares):.1%} of the decisions were open.\n\n"
+        kinds: dict[str, list[float]] = {}
+        for name, share in deciding.usage.items():
+            kinds.setdefault(place_of(name).kind if deciding.what == "modules" else "block", []).append(share)
+        rows = [
+            (kind, str(len(each)), *(f"{100 * n:.1f}" for n in (min(each), sum(each) / len(each), max(each))))
+            for kind, each in kinds.items()
+        ]
+        text += _table(("matrix", deciding.what, "least % open", "mean", "most"), rows)
+    else:
+        text += "How often that is was not measured.\n"
+    static = f"rankwise export {facts.where} --form static --output path/to/plain/lora"
+    return f"{text}\nIt has no merged form. Plain LoRA with decisions at their averages, which has: `{static}`.\n"
+
+
 def _usage(facts: CardFacts) -> str:
     head = HEADS.get(facts.task_type or "", "")
     labels = f", num_labels={facts.labels}" if facts.labels and facts.form != "merged" else ""
@@ -163,7 +235,8 @@ def _usage(facts: CardFacts) -> str:
         lines += [f'tokenizer = AutoTokenizer.from_pretrained("{facts.where}")']
         return "```python\n" + "\n".join(lines) + "\n```\n"
     base = _hub_id(facts.base) or "path/to/the/base/model"
-    lines = ["from peft import PeftModel", f"from transformers import AutoModel{head}, AutoTokenizer", ""]
+    lines = [] if facts.deciding is None or facts.averaged else ["import rankwise  # lets PEFT load this type", ""]
+    lines += ["from peft import PeftModel", f"from transformers import AutoModel{head}, AutoTokenizer", ""]
     lines += [f'model = AutoModel{head}.from_pretrained("{base}"{labels})']
     lines += [f'model = PeftModel.from_pretrained(model, "{facts.where}")']
     lines += [f'tokenizer = AutoTokenizer.from_pretrained("{base}")']

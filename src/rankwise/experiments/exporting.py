@@ -1,21 +1,25 @@
 """One checkpoint into one folder: the steps of `rankwise export`, without its options and its printing."""
 
+import json
 import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from rankwise.adapters.checkpoint import read_checkpoint, read_config, read_frame, why_not_plain
+from rankwise.adapters.checkpoint import CONFIG, WEIGHTS, read_checkpoint, read_config, read_frame, why_not_plain
 from rankwise.adapters.contract import Form
 from rankwise.adapters.export import Frame, new_directory, padded, write_lora
 from rankwise.adapters.merge import merge_into, refuse_tied, save_model
-from rankwise.errors import ConfigError, Finding
-from rankwise.experiments.adapter_base import base_matrices, labels_of, load_base, tokenizer_of
+from rankwise.adapters.peft_types import CONFIGS
+from rankwise.errors import ConfigError, DataError, Finding
+from rankwise.experiments.adapter_base import base_matrices, check_same_base, labels_of, load_base, tokenizer_of
+from rankwise.experiments.adapter_conditional import average_pairs, read_conditional
 from rankwise.experiments.adapter_source import Source
-from rankwise.experiments.card import CardFacts, is_path, model_card
+from rankwise.experiments.card import CardFacts, Deciding, is_path, model_card
 
 KINDS = {"LORA": "LoRA", "ADALORA": "AdaLoRA"}
 
@@ -47,6 +51,8 @@ def export_source(source: Source, asked: Exporting) -> Exported:
     """
     if not source.is_adapter and (source.folder / "config.json").is_file():
         return _whole(source, asked)
+    if source.conditional is not None:
+        return _conditional(source, asked)
     if asked.form == "merged":
         return _merged(source, asked)
     return _lora(source, asked)
@@ -54,16 +60,16 @@ def export_source(source: Source, asked: Exporting) -> Exported:
 
 def _lora(source: Source, asked: Exporting) -> Exported:
     if odd := why_not_plain(read_config(source.folder)):
-        message = f"'{asked.form}' is plain LoRA, but in {source.folder} {odd}; with --form merged PEFT merges it"
+        way = "; with --form merged PEFT merges it" if _mergeable(read_config(source.folder)) else ""
+        message = f"'{asked.form}' is plain LoRA, but in {source.folder} {odd}{way}"
         raise ConfigError("export", [Finding("--form", message)])
     checkpoint = read_checkpoint(source.folder)
+    form: Form = "compact" if asked.form == "static" else asked.form  # the same for what decides nothing per input
     frame = _renamed(checkpoint.frame, asked)
-    if asked.push and (not frame.base_model or is_path(frame.base_model)):
-        message = "on the hub the base model needs a name there, not a folder of this machine; name it with --model"
-        raise ConfigError("export", [Finding("--push", message)])
-    matrices, unknown = base_matrices(frame) if asked.form == "uniform" else ({}, None)
+    _check_base_name(frame, asked)
+    matrices, unknown = base_matrices(frame) if form == "uniform" else ({}, None)
     card = CardFacts(
-        form=asked.form,
+        form=form,
         kind=KINDS[checkpoint.kind.upper()],
         base=frame.base_model,
         task_type=frame.task_type,
@@ -77,11 +83,11 @@ def _lora(source: Source, asked: Exporting) -> Exported:
         frame,
         checkpoint.pairs,
         asked.output,
-        asked.form,
+        form,
         matrices=matrices,
         files={"README.md": model_card(card)},
     )
-    wide = padded(checkpoint.pairs, matrices) if asked.form == "uniform" else checkpoint.pairs
+    wide = padded(checkpoint.pairs, matrices) if form == "uniform" else checkpoint.pairs
     held = sum(pair.rank * pair.cost for pair in wide.values())
     live = sum(pair.rank > 0 for pair in wide.values())
     notes = []
@@ -95,9 +101,75 @@ def _lora(source: Source, asked: Exporting) -> Exported:
     return Exported(what, data | {"base_model": frame.base_model}, tuple(notes))
 
 
+def _conditional(source: Source, asked: Exporting) -> Exported:
+    """A type of our own: copied, or averaged into plain LoRA."""
+    checkpoint = read_conditional(source)
+    checkpoint = replace(checkpoint, frame=_renamed(checkpoint.frame, asked))
+    if asked.form not in ("compact", "static"):
+        message = (
+            f"'{asked.form}' is not possible: {checkpoint.kind} adapters decide per input, which neither weights that "
+            "all inputs share nor the usual servers can say. Write --form static first (plain LoRA with decisions at "
+            f"their averages) and export that as '{asked.form}'"
+        )
+        raise ConfigError("export", [Finding("--form", message)])
+    static = asked.form == "static"
+    pairs = average_pairs(checkpoint) if static else {}
+    frame = checkpoint.frame
+    _check_base_name(frame, asked)
+    parameters = sum(pair.rank * pair.cost for pair in pairs.values()) if static else checkpoint.parameters
+    deciding = Deciding(
+        checkpoint.kind, checkpoint.decides_on, checkpoint.usage, checkpoint.threshold, checkpoint.beside
+    )
+    card = CardFacts(
+        form=asked.form,
+        kind=checkpoint.kind,
+        base=frame.base_model,
+        task_type=frame.task_type,
+        labels=labels_of(frame),
+        ranks=_ranks(source, checkpoint.ranks),
+        parameters=parameters,
+        record=source.record,
+        where=asked.push or CardFacts.where,
+        deciding=deciding,
+    )
+    if static:
+        write_lora(frame, pairs, asked.output, files={"README.md": model_card(card)})
+    else:
+        _copy_adapter(source.folder, frame, asked.output, model_card(card))
+    what = (
+        f"{'static LoRA' if static else checkpoint.kind}, {len(checkpoint.modules)} modules, {parameters:,} parameters"
+    )
+    data = {"output": str(asked.output), "form": asked.form, "modules": len(checkpoint.modules)}
+    note = "decisions are at their averages now, so this is another model than the one that was measured"
+    return Exported(what, data | {"parameters": parameters, "base_model": frame.base_model}, (note,) if static else ())
+
+
+def _copy_adapter(source: Path, frame: Frame, output: Path, card: str) -> None:
+    """The adapter's config and weights as they stand, but for the base model's name."""
+    named = {"base_model_name_or_path": frame.base_model, "revision": frame.revision}
+    with new_directory(output) as folder:
+        text = json.dumps(read_config(source) | named, indent=2, sort_keys=True)
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        shutil.copyfile(source / WEIGHTS, folder / WEIGHTS)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _check_base_name(frame: Frame, asked: Exporting) -> None:
+    if asked.push and (not frame.base_model or is_path(frame.base_model)):
+        message = "on the hub the base model needs a name there, not a folder of this machine; name it with --model"
+        raise ConfigError("export", [Finding("--push", message)])
+
+
 def _merged(source: Source, asked: Exporting) -> Exported:
     """Plain LoRA and AdaLoRA are merged here; any other PEFT type by PEFT, if it can."""
     config = read_config(source.folder)
+    if "peft_type" not in config:
+        raise DataError(f"{source.folder / CONFIG} names no peft_type, so nothing says what its tensors are")
+    if not _mergeable(config):
+        odd = why_not_plain(config)
+        raise ConfigError("export", [Finding("form", f"'merged' is not possible: in {source.folder} {odd}")])
+    if source.record is not None and asked.model is None:
+        check_same_base(source.record)
     kind = str(config.get("peft_type"))
     if why_not_plain(config) is None:
         checkpoint = read_checkpoint(source.folder)
@@ -128,6 +200,12 @@ def _merged(source: Source, asked: Exporting) -> Exported:
     data = {"output": str(asked.output), "form": "merged", "parameters": total, "base_model": card.base}
     notes = () if base.tokenizer is not None else ("the base model has no tokenizer, so none was written",)
     return Exported(f"merged {type(model).__name__}, {total:,} {dtype} parameters", data | {"dtype": dtype}, notes)
+
+
+def _mergeable(config: Mapping[str, Any]) -> bool:
+    """Whether PEFT could merge it: its type works on matrices, and touches nothing else."""
+    kind = CONFIGS.get(str(config.get("peft_type")).upper())
+    return kind is not None and "target_modules" in kind.__dataclass_fields__ and config.get("bias", "none") == "none"
 
 
 def _merged_by_peft(base: nn.Module, folder: Path) -> nn.Module:

@@ -153,7 +153,7 @@ class TrainingConfig(_Section):
         default=16,
         ge=1,
         description="examples per forward pass, over all processes together: under `torchrun` each takes an equal "
-        "part, so that a config means the same run anywhere",
+        "part; without dropout a config is the same run anywhere, with it each process draws its own masks",
     )
     gradient_accumulation_steps: int = Field(default=1, ge=1, description="forward passes per optimizer step")
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")

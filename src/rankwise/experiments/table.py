@@ -136,7 +136,7 @@ def _title(records: Sequence[RunRecord]) -> str:
 def _footnote(records: Sequence[RunRecord], rows: Sequence[Row], metric: str, reference: str | None) -> str:
     examples = max((run.metrics[metric].n for run in records if metric in run.metrics), default=0)
     seeds = max(row.seeds for row in rows)
-    parts = ["params: adapter parameters in the checkpoint, and the most trained at once"]
+    parts = ["params: adapter parameters when training ended, and the most trained at once"]
     if seeds == 1:
         parts.append(f"±: standard error over the {examples:,} evaluation examples (n = 1 seed)")
     else:
