@@ -24,6 +24,8 @@ LEVELS = {
     "training": 4,
     "experiments": 5,
     "research": 6,
+    "cli_options": 7,
+    "cli_adapters": 7,
     "cli": 7,
     "__main__": 8,
 }
@@ -96,7 +98,7 @@ def test_no_import_cycles():
         ("hydra", {"experiments/config.py"}),
         ("omegaconf", {"experiments/config.py"}),
         ("sqlite3", {"experiments/store.py", "experiments/database.py", "experiments/migrations.py"}),
-        ("typer", {"cli.py"}),
+        ("typer", {"cli.py", "cli_adapters.py", "cli_options.py"}),
         ("pickle", set()),
         ("socket", set()),
         ("requests", set()),

@@ -1,17 +1,18 @@
 """The command line: parse, call, print. No logic lives here, and nothing heavy is imported before it is needed."""
 
-import json
 import os
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rankwise import __version__
+from rankwise.cli_adapters import app as adapters_app
+from rankwise.cli_options import Json, Output, StorePath, print_json, show
 from rankwise.errors import RankwiseError
 from rankwise.experiments.processes import only_the_first_speaks
 from rankwise.interrupts import interruptible
@@ -25,29 +26,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(no_args_is_help=True, help="Check run configs, or import them from a research record.")
-app.add_typer(config_app, name="config")
-
-WIDE = 180
-"""Columns of a table that goes into a file or a pipe."""
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of text.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Run folder (default: a new one under runs/).")]
-StorePath = Annotated[
-    Path | None,
-    typer.Option("--store", envvar="RANKWISE_STORE", help="Results store, to share finished runs between run folders."),
-]
-
-
-Checkpoint = Annotated[
-    str,
-    typer.Argument(
-        help="Run folder of `compare` or `run`, a checkpoint in it, a PEFT LoRA or AdaLoRA folder, or a hub id."
-    ),
-]
-RunId = Annotated[str | None, typer.Option(help="Run of the run folder, by its id or the beginning of it.")]
-RunMethod = Annotated[str | None, typer.Option("--method", help="Run of the run folder, by its method.")]
-RunSeed = Annotated[int | None, typer.Option("--seed", help="Run of the run folder, by its seed.")]
-NewFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist, or be empty.")]
 
 
 def _version(show: bool) -> None:
@@ -135,7 +113,7 @@ def compare(
             store=store,
             command=_command(),
         )
-    _show(made, as_json)
+    show(made, as_json)
 
 
 @app.command(epilog="Example: rankwise run my-run.yaml training.max_steps=100 seed=3")
@@ -151,7 +129,7 @@ def run(
 
     with _interruptible():
         made = commands.run(file, overrides or [], output=output, store=store, command=_command())
-    _show(made, as_json)
+    show(made, as_json)
 
 
 @app.command(epilog="Example: rankwise report runs/rte")
@@ -170,82 +148,11 @@ def report(
 
         typer.echo(results_markdown(made.content))
         return
-    _show(made, as_json)
+    show(made, as_json)
 
 
-@app.command(epilog="Example: rankwise export runs/rte --method glora --seed 0 --form uniform --output exports/rte")
-def export(
-    run: Checkpoint,
-    output: NewFolder,
-    form: Annotated[
-        str,
-        typer.Option(
-            help="`compact`: LoRA, each module at its rank; `uniform`: LoRA padded to one rank, for servers; `merged`: "
-            "the whole model."
-        ),
-    ] = "compact",
-    run_id: RunId = None,
-    method: RunMethod = None,
-    seed: RunSeed = None,
-    model: Annotated[
-        str | None, typer.Option(help="Base model, if the checkpoint does not name it, or by another name.")
-    ] = None,
-    push: Annotated[
-        str | None,
-        typer.Option(metavar="USER/NAME", help="Put it on the Hugging Face hub too, as a private repository."),
-    ] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push: let everyone see it.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Write a trained adapter as a checkpoint that PEFT, Transformers and the usual servers load, with a model card.
-
-    The scaling is folded into the weights, so nothing depends on how a loader reads rank and alpha patterns. Existing
-    files are never overwritten.
-    """
-    from rankwise.experiments import adapter_commands as commands
-    from rankwise.experiments.adapter_source import Choice
-
-    choice = Choice(run_id, method, seed)
-    _answer(commands.export(commands.ExportOptions(run, form, output, choice, model, push, public)), as_json)
-
-
-@app.command(epilog="Example: rankwise inspect runs/rte --method glora --seed 0 --plot ranks.svg")
-def inspect(
-    checkpoint: Checkpoint,
-    run_id: RunId = None,
-    method: RunMethod = None,
-    seed: RunSeed = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw the rank heat map and the singular values into this PNG or SVG file.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Show what an adapter checkpoint holds: rank, scaling and singular values per module, and who would misread it."""
-    from rankwise.experiments import adapter_commands as commands
-    from rankwise.experiments.adapter_source import Choice
-
-    _answer(commands.inspect(checkpoint, Choice(run_id, method, seed), plot), as_json)
-
-
-@app.command(epilog="Example: rankwise truncate my-adapter --keep 40% --output my-smaller-adapter")
-def truncate(
-    checkpoint: Checkpoint,
-    output: NewFolder,
-    keep: Annotated[str | None, typer.Option(help="Share of the adapter's parameters that is kept (`40%`).")] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="What is kept instead: `200k` parameters, `r=2` everywhere's worth, `24 ranks`.")
-    ] = None,
-    run_id: RunId = None,
-    method: RunMethod = None,
-    seed: RunSeed = None,
-    as_json: Json = False,
-) -> None:
-    """Cut any LoRA or AdaLoRA checkpoint down by one singular-value threshold over all its modules."""
-    from rankwise.experiments import adapter_commands as commands
-    from rankwise.experiments.adapter_source import Choice
-
-    choice = Choice(run_id, method, seed)
-    _answer(commands.truncate(checkpoint, choice, output, keep=keep, budget=budget), as_json)
+app.add_typer(adapters_app)
+app.add_typer(config_app, name="config")
 
 
 @app.command("list", epilog="Example: rankwise list")
@@ -255,7 +162,7 @@ def list_names(as_json: Json = False) -> None:
 
     names = commands.known_names()
     if as_json:
-        _print_json(names)
+        print_json(names)
         return
     for kind, entries in names.items():
         typer.echo(f"{kind}:")
@@ -275,7 +182,7 @@ def task(
     from rankwise.experiments import commands
 
     summary = commands.task_summary(name, text=text, label=label, validation=validation)
-    _print_json(summary.data) if as_json else typer.echo(summary.text)
+    print_json(summary.data) if as_json else typer.echo(summary.text)
 
 
 @config_app.command("check", epilog="Example: rankwise config check my-run.yaml training.epochs=2")
@@ -290,7 +197,7 @@ def config_check(
     from rankwise.experiments import commands
 
     checked = commands.check_configs([file], overrides or [])
-    _print_json(checked.data) if as_json else typer.echo(checked.text)
+    print_json(checked.data) if as_json else typer.echo(checked.text)
     if checked.failed:
         raise typer.Exit(2)
 
@@ -305,7 +212,7 @@ def config_import(
     from rankwise.experiments import commands
 
     paths = commands.import_configs(record, output)
-    _print_json([str(p) for p in paths]) if as_json else typer.echo("\n".join(map(str, paths)))
+    print_json([str(p) for p in paths]) if as_json else typer.echo("\n".join(map(str, paths)))
 
 
 def main() -> None:
@@ -334,39 +241,6 @@ def _interruptible() -> Iterator[None]:
 
 def _command() -> str:
     return shlex.join(["rankwise", *sys.argv[1:]])
-
-
-def _print_json(value: Any) -> None:  # noqa: ANN401 - anything JSON can say
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _show(report: Any, as_json: bool) -> None:  # noqa: ANN401 - a commands.Shown or None, imported lazily
-    if report is None:
-        return
-    if as_json:
-        _print_json(report.content)
-        return
-    from rich.console import Console
-
-    console = Console()
-    console.print(report.table)
-    for line in report.lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _answer(answer: Any, as_json: bool) -> None:  # noqa: ANN401 - an adapter_commands.Answer, imported lazily
-    if as_json:
-        _print_json(answer.data)
-        return
-    if answer.pictures:
-        from rich.console import Console
-
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=WIDE)
-        for picture in answer.pictures:
-            console.print(picture, "")
-    typer.echo("\n".join(answer.lines))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import processes
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import batch as tiny_batch
+from tiny import build
 
 from rankwise.errors import ConfigError
 from rankwise.training import ddp
@@ -211,7 +213,7 @@ def test_batch_that_cannot_be_split_is_refused():
 def test_after_a_resize_weights_and_moments_are_those_of_process_0(monkeypatch):
     method = build("lora")
     optimizer = torch.optim.AdamW(p for p in method.model.parameters() if p.requires_grad)
-    method.model(**batch()).loss.backward()
+    method.model(**tiny_batch()).loss.backward()
     optimizer.step()
     sent = []
     monkeypatch.setattr(ddp, "world_size", lambda: 2)

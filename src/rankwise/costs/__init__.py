@@ -1,0 +1,1 @@
+"""What an adapter costs: parameters, FLOPs, latency, memory. Counted exactly where they can be, else measured."""
