@@ -10,8 +10,7 @@ Routers count as adapter parameters: what they cost is taken off the budget befo
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,8 @@ CLOSE = 0.01
 """How far it may be off before the threshold is moved."""
 MEASURED = 256
 """Training examples that are measured on when training ends."""
+LASTING = 0.2
+"""What stays of the bonus for gates that tell inputs apart when the annealing has ended."""
 PASSES = 4
 """Over them, at most: moving the threshold changes what later routers see."""
 
@@ -63,9 +64,10 @@ class ConditionalConfig(AdapterConfig, ABC):
         default=(2.0, 0.5), description="what routers' logits are divided by in training, at first and at the end"
     )
     entropy: float = Field(
-        default=0.01,
+        default=0.05,
         ge=0,
-        description="weight of a bonus for undecided gates, fading to 0 with the annealing; against early collapse",
+        description="weight of a bonus for gates that some inputs open and others do not (entropy of a gate's mean "
+        "over the batch), fading to a fifth with the annealing; against gates that end always or never open",
     )
     router_hidden: int = Field(default=4, ge=1, description="width of the middle of every router")
 
@@ -90,6 +92,7 @@ class ConditionalMethod(Method, ABC):
     """Drives a model with conditional adapters of one PEFT type."""
 
     model: PeftModel
+    config: ConditionalConfig
 
     def __init__(self, model: nn.Module, config: ConditionalConfig, *, total_steps: int, seed: int) -> None:
         self.matrices: dict[str, Matrix] = find_matrices(model, config.target_modules)
@@ -162,20 +165,20 @@ class ConditionalMethod(Method, ABC):
         return allocate(dict.fromkeys(self.matrices, 1.0), self.costs, target, floor=1, cap=caps)
 
     def penalty(self) -> Tensor | None:
-        """What the expected share costs, and the fading bonus for undecided gates."""
+        """What the expected share costs, and the fading bonus for gates that are open for a part of the inputs."""
         if self.context.all_open or not self.context.recorded:
             return None
         logits = self.logits()
         self._logits = logits.detach()
         chances = torch.sigmoid((logits - self.tracker.price) / self.context.temperature)
         penalty = self.tracker.penalty(chances.mean(), self.step + 1)
-        bonus = self.config.entropy * (1 - self._progress(self.step + 1))
-        return penalty - bonus * _entropy(chances) if bonus else penalty
+        bonus = self.config.entropy * max(1 - self._progress(self.step + 1), LASTING)
+        return penalty - bonus * _entropy(chances.mean(0)) if bonus else penalty
 
     def before_optimizer_step(self, step: int) -> None:
         """A new price; what was recorded of this step is forgotten."""
         if self._logits is not None:
-            self.tracker.update(self._logits, self.context.temperature, step)
+            self.tracker.update(self._logits, self.price_temperature(), step)
             price = torch.tensor(self.tracker.price, dtype=torch.float64, device=self._logits.device)
             all_mean([price])
             self.tracker.price = float(price)
@@ -183,6 +186,10 @@ class ConditionalMethod(Method, ABC):
         self.context.recorded.clear()
         self.step = step
         self._at(step + 1)
+
+    def price_temperature(self) -> float:
+        """The temperature at which the share that the price has to meet is taken."""
+        return self.context.temperature
 
     @torch.no_grad()
     def conclude(self, batches: Batches) -> None:
@@ -193,19 +200,24 @@ class ConditionalMethod(Method, ABC):
             self.measured = float((chances > self.peft.threshold).double().mean())
             if abs(self.measured - self.tracker.target) <= CLOSE or number == PASSES - 1:
                 break
-            self.peft.threshold = float(torch.quantile(chances.flatten().double(), 1 - self.tracker.target))
+            self.peft.threshold = between(chances, self.tracker.target)
         self.context.recording = False
         self.context.seen.clear()
         usage = (chances > self.peft.threshold).float().mean(0).tolist()
-        self.peft.usage = dict(zip(self.rank_pattern(), usage, strict=True))
+        self.peft.usage = dict(zip(self.live(), usage, strict=True))
 
     @abstractmethod
     def observe(self, batches: Batches) -> Tensor:
         """Logits of the gates in inference, (examples, modules), on some `MEASURED` training examples."""
 
     def rank_pattern(self) -> dict[str, int]:
-        """Largest rank per module."""
-        return {name: layer.r[ADAPTER] for name, layer in adapted_layers(self.model).items()}
+        """Largest rank per module; 0 where the adapter has been taken off."""
+        layers = adapted_layers(self.model)
+        return {name: layers[name].r[ADAPTER] if name in layers else 0 for name in self.matrices}
+
+    def live(self) -> list[str]:
+        """Modules that carry the adapter, in model order."""
+        return list(adapted_layers(self.model))
 
     def parameter_count(self) -> ParameterCount:
         """Everything that is trained but the head, routers and generators included."""
@@ -233,7 +245,7 @@ class ConditionalMethod(Method, ABC):
             "price": torch.tensor(self.tracker.price, dtype=torch.float64),
             "step": torch.tensor(self.step),
             "threshold": torch.tensor(self.peft.threshold, dtype=torch.float64),
-            "measured": torch.tensor(float("nan") if self.measured is None else self.measured, dtype=torch.float64),
+            "measured": torch.tensor([] if self.measured is None else [self.measured], dtype=torch.float64),
             "usage": torch.tensor(list(usage.values()), dtype=torch.float64),
             "peak": torch.tensor(self.peak),
         }
@@ -248,10 +260,9 @@ class ConditionalMethod(Method, ABC):
         self.tracker.price = float(state["rankwise.price"])
         self.step = int(state["rankwise.step"])
         self.peft.threshold = float(state["rankwise.threshold"])
-        measured = float(state["rankwise.measured"])
-        self.measured = None if measured != measured else measured
+        self.measured = next(iter(state["rankwise.measured"].tolist()), None)
         usage = state["rankwise.usage"].tolist()
-        self.peft.usage = dict(zip(self.rank_pattern(), usage, strict=True)) if usage else None
+        self.peft.usage = dict(zip(self.live(), usage, strict=True)) if usage else None
         self.peak = int(state["rankwise.peak"])
         self.context.recording = self.measured is None
         self._at(self.step + 1)
@@ -287,19 +298,24 @@ class ConditionalMethod(Method, ABC):
         return min(max((step - first) / (last - first), 0.0), 1.0)
 
 
-def measured_examples(batches: Batches, model: nn.Module, limit: int) -> Any:  # noqa: ANN401 - yields batches
-    """Run `model` on the first `limit` examples or so; yields after every batch, with its number of examples."""
+def measured_examples(batches: Batches, model: nn.Module, limit: float = math.inf) -> Iterator[tuple[Any, Any]]:
+    """Run `model` on the first `limit` examples or so; yields every batch and what the model returned."""
     seen = 0
-    for batch in chain(batches()):
-        model(**batch)
-        size = len(next(iter(batch.values())))
-        yield size
-        seen += size
+    for batch in batches():
+        yield batch, model(**batch)
+        seen += len(next(iter(batch.values())))
         if seen >= limit:
             return
 
 
+def between(chances: Tensor, share: float) -> float:
+    """The threshold above which a share of `chances` lies, half-way between two of them: far from flipping either."""
+    values = chances.flatten().double().sort(descending=True).values
+    above = min(max(round(share * len(values)), 1), len(values) - 1) if len(values) > 1 else 1
+    return float(values[above - 1 : above + 1].mean())
+
+
 def _entropy(chances: Tensor) -> Tensor:
-    """Mean entropy of the gates, in nats."""
+    """Mean entropy of gates that are open with these chances, in nats."""
     p = chances.clamp(1e-6, 1 - 1e-6)
     return -(p * p.log() + (1 - p) * (1 - p).log()).mean()

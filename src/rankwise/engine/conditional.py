@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, once_differentiable
 
 FEW = 4
 """Up to this many rows are worked on one by one, in place; more are gathered first, so that one product does them."""
@@ -61,7 +61,7 @@ class _AddWeighted(torch.autograd.Function):
 
 
 def add_weighted(result: Tensor, x: Tensor, a: Tensor, b: Tensor, weights: Tensor, scaling: float) -> Tensor:
-    """Add the term for all rows, differentiably; `result` is changed in place and returned.
+    """Add the term for all rows, differentiably; `result` is changed in place, where it can be, and returned.
 
     Args:
         result: (batch, tokens, out), what the frozen layer gave; not needed for its own gradient.
@@ -71,7 +71,11 @@ def add_weighted(result: Tensor, x: Tensor, a: Tensor, b: Tensor, weights: Tenso
         weights: (batch, rank) or (batch, 1).
         scaling: a number.
     """
-    changed: Tensor = _AddWeighted.apply(result.contiguous(), x, a, b, weights, scaling)
+    result = result.contiguous()
+    made_by: object = result.grad_fn
+    if result._is_view() and (made_by is None or isinstance(made_by, BackwardCFunction)):
+        result = result.clone()  # autograd forbids to change a view that another custom function made in place
+    changed: Tensor = _AddWeighted.apply(result, x, a, b, weights, scaling)
     return changed
 
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rankwise.adapters.attach import find_matrices
 from rankwise.adapters.conditional.block_bypass import bypass_cost
 from rankwise.adapters.conditional.block_config import RadBlockPeftConfig
-from rankwise.adapters.conditional.block_living import LivingBlock, living_blocks
+from rankwise.adapters.conditional.block_living import LivingBlock, living_blocks, mixed
 from rankwise.adapters.conditional.block_tuner import RadBlockModel
 from rankwise.adapters.conditional.context import context_of
 from rankwise.errors import ModelError, TrainingError
@@ -97,6 +97,18 @@ def test_keeping_every_block_in_training_is_lora_bit_for_bit():
         if name.endswith("lora_router.default.up_bias"):
             parameter.data.fill_(1e4)
     assert torch.equal(model.train()(**batch()).logits, plain_lora(model)(**batch()).logits)
+
+
+def test_gradient_of_the_decision_is_the_difference_of_both_ways():
+    """The mixture is linear in z; finite differences in float64."""
+    through, around, weights = torch.randn(3, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    keep = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
+    (weights * mixed(through, around, keep)).sum().backward()
+    for row in range(3):
+        ends = [keep.detach().clone().index_fill_(0, torch.tensor(row), end) for end in (0.0, 1.0)]
+        low, high = ((weights * mixed(through, around, end)).sum() for end in ends)
+        assert float(keep.grad[row]) == pytest.approx(float(high - low))
+        assert torch.equal(mixed(through, around, keep)[row], (through if keep[row] else around)[row])
 
 
 def reference(model, inputs, bits):

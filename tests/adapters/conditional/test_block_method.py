@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import DataCollatorWithPadding, Trainer
 
 from rankwise.adapters.block_method import BlockMethod, merge_static
-from rankwise.adapters.conditional.block_distil import distance, full_depth
+from rankwise.adapters.conditional.block_distil import distance, full_depth, share_of_step
 from rankwise.adapters.conditional.block_living import living_blocks
 from rankwise.adapters.conditional.block_settings import BlockSettings
 from rankwise.adapters.contract import AdapterConfig
@@ -209,6 +209,7 @@ def test_distillation_is_in_the_gradient_and_not_in_the_loss():
     with_, without = (second_phase(made(distillation=weight, keep=0.3)) for weight in (0.7, 0.0))
     for method in (with_, without):
         method.tracker.price = method.context.price = 2.0
+        method.peft.threshold = 0.99  # of inference: everything would be skipped
     loss, found = gradients(with_, inputs)
     plain_loss, _ = gradients(without, inputs)
     assert torch.equal(loss, plain_loss)
@@ -244,6 +245,21 @@ def test_distances():
         distance(student[:, 0, :1], teacher[:, 0, :1], 3.0), ((student - teacher)[:, 0, 0] ** 2).mean()
     )
     assert float(distance(teacher, teacher, 3.0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_tokens_of_a_language_model_count_alike_over_accumulated_batches():
+    """Transformers hands such a model the number of tokens of the whole step, and its loss is a sum over it."""
+    student, teacher = torch.randn(4, 6, 5), torch.randn(4, 6, 5)
+    labels = torch.randint(5, (4, 6))
+    labels[0, :5] = labels[3, :2] = -100
+    items = (labels[:, 1:] != -100).sum()
+    parts = [
+        distance(student[rows], teacher[rows], 2.0, labels[rows])
+        * share_of_step({"labels": labels[rows], "num_items_in_batch": items}, student[rows])
+        for rows in (slice(0, 1), slice(1, 4))
+    ]
+    torch.testing.assert_close(sum(parts), distance(student, teacher, 2.0, labels))
+    assert share_of_step({"labels": labels[:, 0], "num_items_in_batch": items}, student[:, 0]) == 1.0
 
 
 def test_full_depth_pass_leaves_no_trace():
@@ -323,6 +339,21 @@ def test_never_driven_or_off_target_is_an_error(trained):
     with pytest.raises(AllocationError, match=r"20\.0% of the blocks after the router executed, its target is 60\.0%"):
         method.check_finished()
     method.measured = measured
+
+
+def test_draws_stay_open_however_large_logits_become():
+    method = second_phase(made())
+    before = method.context.temperature
+    with torch.no_grad():
+        method.router.up.normal_(std=1e3)
+    for step in range(method.tracker.first + 1, method.tracker.first + 5):
+        method.model.train()(**batch(8))
+        method.penalty()
+        spread = float(method._logits.std())
+        method.before_optimizer_step(step)
+    assert spread > 100
+    assert before < 3
+    assert method.context.temperature > 0.1 * spread
 
 
 def test_threshold_follows_the_price_while_training():

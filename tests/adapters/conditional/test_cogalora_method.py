@@ -123,7 +123,7 @@ def test_a_moved_threshold_meets_the_share_half_way_between_two(values, share):
 @pytest.mark.parametrize("kind", ["module", "shared"])
 @pytest.mark.parametrize("active", [0.2, 0.5, 0.8])
 def test_a_longer_training_meets_its_target_before_the_threshold_is_moved(tmp_path, monkeypatch, kind, active):
-    method = build("cogalora", tiny_model(), total_steps=60, budget="r=8", active=active, router=kind)
+    method = build("cogalora", tiny_model(), total_steps=60, budget="r=8", active=active, router=kind, entropy=0.1)
     shares = []
     inner = method.conclude
 

@@ -200,16 +200,23 @@ def test_mixed_batches(model, kind):
     model.add_adapter("other", config)
     fill(model, "other", seed=5)
     inputs = tokens(7)
-    inputs["attention_mask"][1, 5:] = inputs["attention_mask"][4, 3:] = 0
+    for row in range(7):
+        inputs["attention_mask"][row, 2 + row :] = 0
     names = ["default", "other", "__base__", "other", "default", "__base__", "default"]
     with model.disable_adapter():
         wanted = {"__base__": out(model, inputs)}
     for name in ("default", "other"):
         model.set_adapter(name)
         wanted[name] = out(model, inputs)
+    context(model).recording = True
     mixed = out(model, inputs, adapter_names=names)
     for row, name in enumerate(names):
         torch.testing.assert_close(mixed[row], wanted[name][row], rtol=0, atol=1e-5)
+    owner, seen = next((key, value) for key, value in context(model).seen.items() if key[1] == "default")
+    context(model).seen.clear()
+    model.set_adapter("default")
+    out(model, inputs)
+    torch.testing.assert_close(seen, context(model).seen[owner][[0, 4, 6]], rtol=0, atol=1e-5)
 
 
 def test_unloading(model):

@@ -112,11 +112,29 @@ def test_parameters_of_a_schedule():
         seen.append((context(method.model).all_open, method.peft.temperature, context(method.model).temperature))
         method.before_optimizer_step(step)
     assert [each[0] for each in seen] == [True] * 4 + [False] * 24
-    assert all(of_rank == of_gate for _, of_rank, of_gate in seen)
-    assert seen[0][1] == 2.0
-    assert seen[-1][1] == 0.5
-    assert method.rank_tracker.first == 4
-    assert method.rank_tracker.last == 20
+    assert all(of_rank == of_gate for _, of_rank, of_gate in seen), "nothing is known of either's logits"
+    assert (seen[0][1], seen[-1][1]) == pytest.approx((2.0, 0.1))
+    assert (method.rank_tracker.first, method.rank_tracker.last) == (4, 20)
+
+
+def test_temperatures_are_in_units_of_what_they_divide():
+    method = made()
+    method.step = 7
+    with torch.no_grad():
+        for i, layer in enumerate(adapted_layers(method.model).values()):
+            bias = layer.lora_router[ADAPTER].up_bias
+            bias[0], bias[1:17] = 3.0 * i, torch.arange(16) * 0.1 + 5
+    count = len(method.matrices)
+    method._at(8)
+    method.model.train()(**batch())
+    method.penalty()
+    method.before_optimizer_step(8)
+    of_gates, of_ranks = 3 * torch.arange(count).double().std(correction=0), torch.arange(16.0).std(correction=0) / 10
+    assert method.spreads == pytest.approx((float(of_gates), float(of_ranks)), rel=1e-4)
+    course = 2.0 * (0.1 / 2.0) ** ((9 - 4) / 16)
+    assert context(method.model).temperature == pytest.approx(course * float(of_gates), rel=1e-4)
+    assert method.peft.temperature == pytest.approx(course * float(of_ranks), rel=1e-4)
+    assert method.price_temperature() == pytest.approx(context(method.model).temperature * (1 - 0.9 * 5 / 16), rel=1e-6)
 
 
 def test_penalty_and_price_act_on_ranks():
@@ -126,11 +144,14 @@ def test_penalty_and_price_act_on_ranks():
     model = method.model.train()
     with torch.no_grad():
         for layer in adapted_layers(model).values():
-            layer.lora_router[ADAPTER].up_bias[16] = 6.0  # all sixteen components for everybody
+            layer.lora_router[ADAPTER].up_bias[16] = 0.2  # sixteen components are likelier
     model(**batch())
     penalty = method.penalty()
-    chance, share = torch.sigmoid(torch.tensor(2.0)) - 0.5, 0.5
-    assert float(penalty.detach()) > float(chance**2 / 2) + 0.08 * share
+    chance = torch.tensor([0.0] * 15 + [0.2]).div(0.1).softmax(0)
+    share = float(chance @ torch.arange(1.0, 17)) / 16
+    opened = float(torch.sigmoid(torch.tensor(2.0 / 0.1)))
+    assert share > 0.6
+    assert float(penalty.detach()) == pytest.approx((opened - 0.5) ** 2 / 2 + (share - 0.5) ** 2 / 2, rel=1e-4)
     penalty.backward()
     gradient = adapted_layers(model)["bert.encoder.layer.0.attention.self.query"].lora_router[ADAPTER].up_bias.grad
     assert gradient[16] > 0 > gradient[1], "fewer components"
@@ -163,6 +184,7 @@ def test_state_goes_on_where_it_was(done, tmp_path):
     assert fresh.peft.to_dict() == done.peft.to_dict()
     assert (fresh.measured, fresh.measured_rank) == (done.measured, done.measured_rank)
     assert fresh.rank_tracker == done.rank_tracker
+    assert fresh.spreads == done.spreads
     fresh.check_finished()
     for name, pair in done.average_pairs().items():
         assert torch.equal(fresh.average_pairs()[name].b, pair.b)

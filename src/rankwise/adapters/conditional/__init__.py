@@ -2,5 +2,15 @@
 
 from rankwise.adapters.conditional.cogalora import CogaloraModel, CogaloraPeftConfig
 from rankwise.adapters.conditional.config import ConditionalPeftConfig
+from rankwise.adapters.conditional.drop import drop_unused
+from rankwise.adapters.conditional.rad_config import RadloraPeftConfig
+from rankwise.adapters.conditional.rad_tuner import RadloraModel
 
-__all__ = ["CogaloraModel", "CogaloraPeftConfig", "ConditionalPeftConfig"]
+__all__ = [
+    "CogaloraModel",
+    "CogaloraPeftConfig",
+    "ConditionalPeftConfig",
+    "RadloraModel",
+    "RadloraPeftConfig",
+    "drop_unused",
+]

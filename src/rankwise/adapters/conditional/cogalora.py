@@ -3,29 +3,37 @@
     y_i = W x_i + z_i · s · B A x_i ,    z_i ∈ {0, 1},   P(z_i = 1) = σ((router(x̄_i) - b) / T)
 
 b is the price of being open and T a temperature, both the training method's (0 and 1 without one). In training z_i is
-drawn, and passed straight through: ∂z_i/∂p_i = 1 (Bengio, Léonard & Courville 2013, arXiv 1308.3432), which is the exact
-gradient of the expected loss where the loss is linear in z_i. In inference z_i = 1 where σ(router(x̄_i)) is above the
-config's threshold, and rows with z_i = 0 are not computed.
+drawn, and passed straight through: ∂z_i/∂p_i = 1 (Bengio, Léonard & Courville 2013, arXiv 1308.3432), which is the
+exact gradient of the expected loss where the loss is linear in z_i. In inference z_i = 1 where σ(router(x̄_i)) is above
+the config's threshold, and rows with z_i = 0 are not computed.
 
 `router: module` gives every module a router of its own, on its own input. `router: shared` has one, on the input of the
-first module, whose outputs are the gates of all: it decides once, before anything was adapted.
+module that runs first, whose outputs are the gates of all: it decides once, before anything was adapted. It lies on the
+first module in the order of the model.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankwise.adapters.conditional.config import ConditionalPeftConfig
+from rankwise.adapters.conditional.context import Context
 from rankwise.adapters.conditional.register import register
 from rankwise.adapters.conditional.router import Router
 from rankwise.adapters.conditional.tuner import ROUTER, ConditionalModel, ConditionalVariant, add_term
+from rankwise.errors import TrainingError
 
+NO_GRAPH = (
+    "a shared router gets no gradient from blocks under reentrant gradient checkpointing; pass "
+    "gradient_checkpointing_kwargs={'use_reentrant': False}"
+)
 OPEN_AT_FIRST = 2.0
-"""Logit of every gate at first: open for 88 % of the examples."""
+"""Logit of every gate at first, on average over inputs: open for 88 % of the examples."""
+APART_AT_FIRST = 0.5
+"""Size of a router's output weights at first: gates begin with logits that differ between inputs and modules."""
 
 
 @dataclass
@@ -35,6 +43,7 @@ class CogaloraPeftConfig(ConditionalPeftConfig):
     Args:
         router: `module` or `shared`.
         routed: with `shared`, the modules in the order of the router's outputs; filled in when the adapter is made.
+        dropped: what was taken off when training ended, and what that changed on the training split.
     """
 
     TYPE: ClassVar[str] = "COGALORA"
@@ -42,6 +51,9 @@ class CogaloraPeftConfig(ConditionalPeftConfig):
     router: str = field(default="module", metadata={"help": "`module`: one per module; `shared`: one for all"})
     routed: list[str] | None = field(
         default=None, metadata={"help": "modules in the order of a shared router's outputs"}
+    )
+    dropped: dict[str, Any] | None = field(
+        default=None, metadata={"help": "modules taken off, and loss and accuracy before and after"}
     )
 
     def __post_init__(self) -> None:
@@ -51,9 +63,20 @@ class CogaloraPeftConfig(ConditionalPeftConfig):
 
 
 class CogaloraVariant(ConditionalVariant):
-    """One gated layer."""
+    """One gated layer.
+
+    Args:
+        context: see `ConditionalVariant`.
+        config: of the adapter.
+        name: full module name in the base model.
+        model: the base model, in which a shared router is looked up.
+    """
 
     config: CogaloraPeftConfig
+
+    def __init__(self, context: Context, config: CogaloraPeftConfig, name: str, model: nn.Module) -> None:
+        super().__init__(context, config, name)
+        self.model = model
 
     def forward(self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:  # noqa: ANN401 - PEFT's signature
         """See `ConditionalVariant.forward`."""
@@ -73,35 +96,24 @@ class CogaloraVariant(ConditionalVariant):
         if module.training and self.context.all_open:
             return x.new_ones(len(x))
         if self.config.router == "module":
-            pooled = self.context.pool(x, adapter)
+            pooled = self.context.pool(x, adapter, self.name)
             self.context.record((self.name, adapter), pooled, training=module.training)
             return self._opened(getattr(module, ROUTER)[adapter](pooled)[:, 0], module.training)
-        owner, routed = self._routed()
-        if self.name == owner:
-            if module.training:
-                self._check_graph()
-            pooled = self.context.pool(x, adapter)
-            self.context.record((self.name, adapter), pooled, training=module.training)
-            logits = getattr(module, ROUTER)[adapter](pooled)
-            self.context.shared[adapter] = self._opened(logits, module.training)
+        routed = self.config.routed
+        assert routed
+        if self.context.decides(self.name, adapter):
+            if self.context.sees_no_graph:
+                raise TrainingError(NO_GRAPH)
+            router = getattr(self.model.get_submodule(routed[0]), ROUTER)[adapter]
+            pooled = self.context.pool(x, adapter, self.name)
+            self.context.record((routed[0], adapter), pooled, training=module.training)
+            self.context.shared[adapter] = self._opened(router(pooled), module.training)
         return self.context.shared[adapter][:, routed.index(self.name)]
 
     def _opened(self, logits: Tensor, training: bool) -> Tensor:
         if not training:
             return (torch.sigmoid(logits) > self.config.threshold).to(logits.dtype)
         return straight_through(torch.sigmoid((logits - self.context.price) / self.context.temperature))
-
-    def _routed(self) -> tuple[str, Sequence[str]]:
-        routed = self.config.routed
-        assert routed
-        return routed[0], routed
-
-    def _check_graph(self) -> None:
-        if not torch.is_grad_enabled():
-            raise ValueError(
-                "a shared router gets no gradient from blocks under reentrant gradient checkpointing; pass "
-                "gradient_checkpointing_kwargs={'use_reentrant': False}"
-            )
 
 
 def straight_through(probability: Tensor) -> Tensor:
@@ -116,14 +128,14 @@ class CogaloraModel(ConditionalModel):
     def condition(self, layer: LoraLayer, adapter_name: str, config: ConditionalPeftConfig, name: str) -> None:
         """See `ConditionalModel.condition`."""
         config = cast(CogaloraPeftConfig, config)
-        layer.lora_variant[adapter_name] = CogaloraVariant(self.context, config, name)
+        layer.lora_variant[adapter_name] = CogaloraVariant(self.context, config, name, self.model)
         outputs = 1
         if config.router == "shared":
             config.routed = config.routed or self._targets(config)
             outputs = len(config.routed)
             if name != config.routed[0]:
                 return
-        router = Router(layer.in_features, config.router_hidden, outputs, initial=OPEN_AT_FIRST)
+        router = Router(layer.in_features, config.router_hidden, outputs, initial=OPEN_AT_FIRST, spread=APART_AT_FIRST)
         self.put(layer, ROUTER, adapter_name, router)
 
     def _targets(self, config: CogaloraPeftConfig) -> list[str]:

@@ -8,11 +8,13 @@ attributes, because PEFT takes an adapter's name out of `….lora_router.NAME.pa
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from rankwise.adapters.conditional.tokens import full_precision
 
 
 class Router(nn.Module):
@@ -22,22 +24,28 @@ class Router(nn.Module):
         in_features: width of what it sees.
         hidden: width of its middle.
         outputs: number of logits.
-        initial: logit of every output at first, whatever the input.
+        initial: logit of every output at first, on average over inputs.
+        spread: size of the output weights at first; 0 gives all inputs the same logits.
     """
 
-    def __init__(self, in_features: int, hidden: int, outputs: int = 1, *, initial: float = 0.0) -> None:
+    def __init__(
+        self, in_features: int, hidden: int, outputs: int = 1, *, initial: float = 0.0, spread: float = 0.0
+    ) -> None:
         super().__init__()
         self.down = nn.Parameter(torch.empty(hidden, in_features))
         self.down_bias = nn.Parameter(torch.zeros(hidden))
         self.up = nn.Parameter(torch.zeros(outputs, hidden))
         self.up_bias = nn.Parameter(torch.full((outputs,), initial))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+        if spread:
+            nn.init.normal_(self.up, std=spread)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """See the class."""
-        seen = functional.layer_norm(pooled.to(self.down.dtype), pooled.shape[-1:])
-        middle = functional.gelu(functional.linear(seen, self.down, self.down_bias))
-        return functional.linear(middle, self.up, self.up_bias)
+        with full_precision(pooled.device):
+            seen = functional.layer_norm(pooled.to(self.down.dtype), pooled.shape[-1:])
+            middle = functional.gelu(functional.linear(seen, self.down, self.down_bias))
+            return functional.linear(middle, self.up, self.up_bias)
 
 
 def router_cost(in_features: int, hidden: int, outputs: int = 1) -> int:
@@ -61,12 +69,18 @@ def stacked_logits(routers: Mapping[str, Router], seen: Mapping[str, Tensor]) ->
     found: dict[str, Tensor] = {}
     for names in shapes.values():
         group = [routers[name] for name in names]
-        x = torch.stack([seen[name] for name in names]).to(group[0].down.dtype)
+        found |= dict(zip(names, _stacked(group, [seen[name] for name in names]), strict=True))
+    return found
+
+
+def _stacked(group: Sequence[Router], seen: Sequence[Tensor]) -> Tensor:
+    """(routers, batch, outputs) for routers of one shape."""
+    with full_precision(seen[0].device):
+        x = torch.stack(list(seen)).to(group[0].down.dtype)
         x = functional.layer_norm(x, x.shape[-1:])
         down, up = (torch.stack([getattr(router, part) for router in group]) for part in ("down", "up"))
         down_bias, up_bias = (
             torch.stack([getattr(router, part) for router in group])[:, None] for part in ("down_bias", "up_bias")
         )
         middle = functional.gelu(torch.baddbmm(down_bias, x, down.mT))
-        found |= dict(zip(names, torch.baddbmm(up_bias, middle, up.mT), strict=True))
-    return found
+        return torch.baddbmm(up_bias, middle, up.mT)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rankwise.adapters.conditional.config import ConditionalPeftConfig
 from rankwise.adapters.conditional.context import Context, context_of, drop_context
 from rankwise.engine.conditional import add_open, add_weighted
+from rankwise.errors import ModelError
 
 ROUTER = "lora_router"
 """Name of the container of routers on a layer."""
@@ -25,6 +26,8 @@ NO_MERGE = (
     "{kind} adapters decide per input, so they cannot be merged into weights that all inputs share; "
     "`rankwise export --form static` writes plain LoRA with every gate at its average, which can"
 )
+
+_NOT_LINEAR = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
 class ConditionalVariant(LoraVariant, ABC):
@@ -64,8 +67,12 @@ class ConditionalVariant(LoraVariant, ABC):
         """PEFT's hook; everything is set up when the layer is made."""
 
     def supports_lora_conversion(self) -> bool:
-        """Plain LoRA cannot say what this does."""
-        return False
+        """Plain LoRA cannot say what this does. PEFT asks when it converts.
+
+        Raises:
+            TypeError: always; says why.
+        """
+        raise TypeError(NO_MERGE.format(kind=self.config.TYPE))
 
     def merge_safe(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
         """Not possible.
@@ -97,13 +104,22 @@ def add_term(
 ) -> Tensor:
     """Add s · ((x Aᵀ) ∘ weights) Bᵀ to `result`: all rows where gradients are wanted, else the open ones only.
 
-    Dtypes are what PEFT would use: autocast's where it is on, else those of A and B. See `engine.conditional`.
+    Dtypes are what PEFT would use: autocast's where it is on, else those of A and B. `result` and `x` may come
+    flattened to (batch · tokens, …). See `engine.conditional`.
     """
+    shape = result.shape
+    if shape.numel() // shape[-1] % len(weights) or (result.dim() == 3 and len(result) != len(weights)):
+        raise ModelError(
+            f"a target module gets {tuple(x.shape)}, which is not an input of its own for each of {len(weights)} "
+            "examples; leave it out of target_modules"
+        )
+    if result.dim() == 2:
+        result, x = result.view(len(weights), -1, shape[-1]), x.view(len(weights), -1, x.shape[-1])
     dtype = result.dtype if torch.is_autocast_enabled(result.device.type) else a.dtype
     result, x, a, b, weights = (t.to(dtype) for t in (result, x, a, b, weights))
     if torch.is_grad_enabled() and any(t.requires_grad for t in (result, x, a, b, weights)):
-        return add_weighted(result, x, a, b, weights, scaling)
-    return add_open(result, x, a, b, weights, scaling, ranks)
+        return add_weighted(result, x, a, b, weights, scaling).view(shape)
+    return add_open(result, x, a, b, weights, scaling, ranks).view(shape)
 
 
 class ConditionalModel(LoraModel, ABC):
@@ -120,6 +136,13 @@ class ConditionalModel(LoraModel, ABC):
             name: full module name in the base model.
         """
 
+    def _pre_injection_hook(self, model: nn.Module, config: ConditionalPeftConfig, adapter_name: str) -> None:
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise ModelError(
+                f"{type(model).__name__} is an encoder-decoder model; {config.TYPE} adapters decide once per example, "
+                "from one sequence of tokens: use a model that is an encoder or a decoder alone"
+            )
+
     def _create_and_replace(
         self,
         lora_config: ConditionalPeftConfig,
@@ -130,6 +153,12 @@ class ConditionalModel(LoraModel, ABC):
         current_key: str,
         **kwargs: Any,  # noqa: ANN401 - PEFT's
     ) -> None:
+        base = target.get_base_layer() if isinstance(target, LoraLayer) else target
+        if isinstance(base, _NOT_LINEAR):
+            raise ModelError(
+                f"{lora_config.TYPE} adapts linear layers alone; '{current_key}' is {type(base).__name__}: leave it "
+                "out of target_modules"
+            )
         super()._create_and_replace(
             lora_config, adapter_name, target, target_name, parent, current_key=current_key, **kwargs
         )
@@ -161,6 +190,10 @@ class ConditionalModel(LoraModel, ABC):
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(NO_MERGE.format(kind=next(iter(self.peft_config.values())).TYPE))
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Plain LoRA cannot say what these adapters do."""
+        return False
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - PEFT's
         """Not possible.

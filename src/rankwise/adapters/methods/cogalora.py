@@ -6,6 +6,7 @@ with one shared router. Gating cannot make the whole model much cheaper: adapter
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Literal, final
 
 import torch
@@ -14,13 +15,23 @@ from torch import Tensor, nn
 
 from rankwise.adapters.attach import ADAPTER, adapted_layers
 from rankwise.adapters.conditional.cogalora import CogaloraPeftConfig
+from rankwise.adapters.conditional.drop import drop_unused, take_off
 from rankwise.adapters.conditional.router import Router, router_cost, stacked_logits
 from rankwise.adapters.conditional.tuner import ROUTER
 from rankwise.adapters.conditional_method import MEASURED, ConditionalConfig, ConditionalMethod, measured_examples
 from rankwise.adapters.contract import METHODS, Batches, refuse_impossible
+from rankwise.adapters.distributed import all_mean
 from rankwise.adapters.lora_method import lora_config
 from rankwise.adapters.pairs import Pair, fold
 from rankwise.allocation.budget import Target
+from rankwise.errors import TrainingError
+
+RATE = 0.2
+"""How fast the unit of the temperature follows the logits."""
+HARDNESS = 0.9
+"""How much colder than the draws, at the end, is what the price is set by."""
+NARROWEST = 0.01
+"""It is never smaller."""
 
 
 @METHODS.register("cogalora")
@@ -31,6 +42,18 @@ class CogaloraConfig(ConditionalConfig):
     router: Literal["module", "shared"] = Field(
         default="module",
         description="`module`: a router per module, on its own input; `shared`: one for all, on the first one's input",
+    )
+    temperature: tuple[float, float] = Field(
+        default=(2.0, 0.1),
+        description="what routers' logits are divided by in training, at first and at the end, in units of their "
+        "standard deviation: the smaller, the nearer are draws to the hard gates of inference",
+    )
+    drop_below: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="when training ends, take the adapter off modules that at most this share of the training split "
+        "opens (0: those never used); what that changes on it is measured. By default none is taken off",
     )
 
     def build(self, model: nn.Module, *, total_steps: int, seed: int) -> "Cogalora":
@@ -49,6 +72,21 @@ class Cogalora(ConditionalMethod):
     """Gated adapters at the uniform allocation of what routers leave of the budget."""
 
     config: CogaloraConfig
+    spread = 0.0
+    """Standard deviation of the gates' logits, smoothed over steps: the unit of the temperature. 0: not known yet."""
+
+    def before_optimizer_step(self, step: int) -> None:
+        """See `ConditionalMethod.before_optimizer_step`; the unit of the temperature follows the logits."""
+        if self._logits is not None:
+            found = self._logits.double().std(correction=0)
+            all_mean([found])
+            wide = max(float(found), NARROWEST)
+            self.spread = self.spread + RATE * (wide - self.spread) if self.spread else wide
+        super().before_optimizer_step(step)
+
+    def price_temperature(self) -> float:
+        """See `ConditionalMethod.price_temperature`; towards the end the share is that of hard gates."""
+        return self.context.temperature * (1 - HARDNESS * self._progress(self.step + 1))
 
     def peft_config(self, target: Target) -> CogaloraPeftConfig:
         """See `ConditionalMethod.peft_config`."""
@@ -75,12 +113,40 @@ class Cogalora(ConditionalMethod):
         return self._routed({name: torch.cat(parts) for (name, _), parts in self.context.recorded.items()})
 
     @torch.no_grad()
+    def conclude(self, batches: Batches) -> None:
+        """See `ConditionalMethod.conclude`; takes adapters off, if `drop_below` says so."""
+        super().conclude(batches)
+        if self.config.drop_below is None:
+            return
+        before, self.peft.usage = self._measure(batches)
+        gone = drop_unused(self.model, below=self.config.drop_below)
+        after, _ = self._measure(batches)
+        self.peft.dropped = {"modules": gone, "before": before, "after": after}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `ConditionalMethod.state_dict`; with the unit of the temperature."""
+        return super().state_dict() | {"rankwise.spread": torch.tensor(self.spread, dtype=torch.float64)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See `ConditionalMethod.load_state_dict`; adapters that had been taken off are taken off again."""
+        held = {name for name in self.matrices if f"base_model.model.{name}.lora_A.{ADAPTER}.weight" in state}
+        live = self.live()
+        if back := held.difference(live):
+            raise TrainingError(
+                f"{self.config.name}: the state to go on from holds {len(back)} adapters that were taken off since, "
+                f"first: {min(back)}; build the method anew"
+            )
+        take_off(self.model, [name for name in live if name not in held])
+        self.spread = float(state["rankwise.spread"])
+        super().load_state_dict(state)
+
+    @torch.no_grad()
     def observe(self, batches: Batches) -> Tensor:
         """See `ConditionalMethod.observe`."""
         names = list(self._routers())
         parts: dict[str, list[Tensor]] = defaultdict(list)
         context = self.context
-        for _ in measured_examples(batches, self.model, MEASURED):
+        for _batch, _output in measured_examples(batches, self.model, MEASURED):
             for name in names:
                 parts[name].append(context.seen[name, ADAPTER])
         return self._routed({name: torch.cat(each) for name, each in parts.items()})
@@ -97,6 +163,25 @@ class Cogalora(ConditionalMethod):
             for name, layer in adapted_layers(self.model).items()
         }
 
+    def _at(self, step: int) -> None:
+        super()._at(step)
+        self.context.temperature *= self.spread or 1.0
+
+    def _measure(self, batches: Batches) -> tuple[dict[str, float], dict[str, float]]:
+        """Over the whole training split: its size, loss and accuracy (of classifiers), and how often gates open."""
+        count, loss, right, classified = 0, 0.0, 0, True
+        opened = dict.fromkeys(self.live(), 0.0)
+        for batch, output in measured_examples(batches, self.model):
+            labels, logits = batch["labels"], output.logits
+            count += len(labels)
+            loss += float(output.loss) * len(labels)
+            classified = classified and labels.dim() == 1 and not labels.is_floating_point() and logits.shape[-1] > 1
+            right += int((logits.argmax(-1) == labels).sum()) if classified else 0
+            for name in opened:
+                opened[name] += float(self.context.kept[name, ADAPTER].sum())
+        found = {"examples": count, "loss": loss / count} | ({"accuracy": right / count} if classified else {})
+        return found, {name: total / count for name, total in opened.items()}
+
     def _routers(self) -> dict[str, Router]:
         layers = adapted_layers(self.model)
         found = {name: getattr(layer, ROUTER, {}) for name, layer in layers.items()}
@@ -109,5 +194,5 @@ class Cogalora(ConditionalMethod):
             ((name, router),) = routers.items()
             logits: Tensor = router(seen[name])
             return logits
-        each = stacked_logits({name: routers[name] for name in self.rank_pattern()}, seen)
-        return torch.stack([each[name][:, 0] for name in self.rank_pattern()], dim=1)
+        each = stacked_logits(routers, seen)
+        return torch.stack([each[name][:, 0] for name in routers], dim=1)

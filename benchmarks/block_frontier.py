@@ -1,0 +1,264 @@
+"""Block mode against merged LoRA: latency and compute against accuracy.
+
+    RANKWISE_DATA=… python benchmarks/block_frontier.py --tasks glue/sst2,glue/qnli --output results.jsonl
+
+One JSON line per finished point; points whose line is there are skipped, so a killed run goes on where it was. A point
+is a task, a target share of blocks, a seed and a number of steps. Uniform LoRA of the same budget and the same steps is
+a point of its own (`keep: 1`): what all others are compared with.
+
+Merged LoRA is the base architecture itself, so latency is compared with a plain model; the two take turns on the same
+inputs in one process, at batch 1 and 8, LoRA merged in both. Accuracy is that of the whole validation split, batched as
+in any evaluation. FLOPs are counted by torch (`FlopCounterMode`) on the same inputs as the latencies at batch 8.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DataCollatorWithPadding
+
+from rankwise.adapters.block_method import BlockMethod, merge_static
+from rankwise.adapters.conditional.block_settings import BlockSettings
+from rankwise.adapters.contract import AdapterConfig
+from rankwise.adapters.methods.lora import LoraConfig
+from rankwise.adapters.methods.radlora import RadloraConfig
+from rankwise.experiments.environment import machine, versions
+from rankwise.tasks import canonical_task, parse_task_spec
+from rankwise.training.data import encode
+from rankwise.training.fit import FitSettings, fit
+from rankwise.training.models import load_base_model
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+TARGETS = (0.3, 0.4, 0.5, 0.65, 0.8)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a line stands for; `keep` is 1 for uniform LoRA."""
+
+    task: str
+    keep: float
+    seed: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    budget: str
+    router_after: int
+    bypass_rank: int
+    patterns: str
+    full_depth: float
+    distillation: float
+
+
+def method_config(point: Point) -> AdapterConfig:
+    """Uniform LoRA, or block mode."""
+    if point.keep == 1:
+        return LoraConfig(budget=point.budget)
+    patterns = int(point.patterns) if point.patterns.isdigit() else point.patterns
+    block = BlockSettings.model_validate(
+        {
+            "keep": point.keep,
+            "router_after": point.router_after,
+            "bypass_rank": point.bypass_rank,
+            "patterns": patterns,
+            "full_depth": point.full_depth,
+            "annealing": min(0.9, point.full_depth + 0.3),
+            "distillation": point.distillation,
+        }
+    )
+    return RadloraConfig(budget=point.budget, depth="block", block=block)
+
+
+def run(point: Point, examples: int, log_every: int = 100) -> dict[str, object]:
+    """Train and measure one point."""
+    data = parse_task_spec(point.task).load()
+    base = load_base_model("minilm", num_labels=data.num_labels, kind=data.kind, seed=point.seed)
+    method = method_config(point).build(base.model, total_steps=point.steps, seed=point.seed)
+    train = encode(data.train, base.tokenizer, 128)
+    validation = encode(next(iter(data.validation.values())), base.tokenizer, 128)
+    how = FitSettings(
+        total_steps=point.steps,
+        batch_size=point.batch_size,
+        gradient_accumulation_steps=1,
+        learning_rate=point.learning_rate,
+        weight_decay=0.0,
+        warmup=0.06,
+        schedule="linear",
+        max_grad_norm=1.0,
+        gradient_checkpointing=False,
+        precision="fp32",
+        evaluation_batch_size=64,
+        seed=point.seed,
+    )
+
+    def report(step: int, loss: float | None) -> None:
+        if step % log_every == 0:
+            print(f"{point.task} keep {point.keep} seed {point.seed}: step {step}, loss {loss:.3f}", file=sys.stderr)
+
+    with tempfile.TemporaryDirectory() as folder:
+        fitted = fit(method, base.tokenizer, train, {"main": validation}, how, work_dir=Path(folder), on_step=report)
+    logits, labels = torch.tensor(fitted.logits["main"]), torch.tensor(fitted.references["main"])
+    found: dict[str, object] = {
+        "accuracy": float((logits.argmax(1) == labels).double().mean()),
+        "examples": len(labels),
+        "parameters": method.parameter_count().final,
+        "train_seconds": round(fitted.train_seconds, 1),
+    }
+    if isinstance(method, BlockMethod):
+        plain = load_base_model("minilm", num_labels=data.num_labels, kind=data.kind, seed=0).model.eval()
+        found |= _measure(method, base.tokenizer, validation, plain, examples)
+    return found
+
+
+def _measure(
+    method: BlockMethod, tokenizer: "PreTrainedTokenizerBase", validation: "Dataset", plain: nn.Module, examples: int
+) -> dict[str, object]:
+    """Shares, FLOPs and latencies, with LoRA merged."""
+    model = merge_static(method.model).eval()
+    collate = DataCollatorWithPadding(tokenizer)
+    shuffled = validation.shuffle(seed=0).remove_columns(["length"])
+    rows = [shuffled[i] for i in range(min(examples, len(shuffled)))]
+    batches = {
+        size: [dict(collate(rows[i : i + size])) for i in range(0, len(rows) - size + 1, size)] for size in (1, 8)
+    }
+    kept = [_kept(method, model, batch) for batch in batches[8]]
+    bits = torch.cat(kept)
+    patterns = ["".join(str(int(bit)) for bit in row) for row in bits.tolist()]
+    found: dict[str, object] = {
+        "measured_on_train": method.measured,
+        "share_of_later_blocks": float(bits.mean()),
+        "share_per_block": dict(zip(method.peft.blocks or (), bits.mean(0).tolist(), strict=True)),
+        "share_of_all_blocks": (float(bits.sum(1).mean()) + method.settings.router_after + 1)
+        / (bits.shape[1] + method.settings.router_after + 1),
+        "patterns": {name: patterns.count(name) for name in sorted(set(patterns), key=lambda p: -patterns.count(p))},
+        "flops_ratio": _flops(model, batches[8]) / _flops(plain, batches[8]),
+    }
+    for size in (1, 8):
+        found[f"latency_{size}"] = _latencies(model, plain, batches[size])
+    return found
+
+
+@torch.no_grad()
+def _kept(method: BlockMethod, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    model(**batch)
+    (bits,) = method.context.kept.values()
+    result: torch.Tensor = bits
+    return result
+
+
+@torch.no_grad()
+def _flops(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        for batch in batches:
+            model(**batch)
+    return int(counter.get_total_flops())
+
+
+@torch.no_grad()
+def _latencies(
+    model: nn.Module, plain: nn.Module, batches: list[dict[str, torch.Tensor]], rounds: int = 3
+) -> dict[str, float]:
+    """Median seconds of both, in turn, and the ratio of the medians; the first batches warm up."""
+    times: dict[str, list[float]] = {"block": [], "merged": []}
+    for number in range(rounds):
+        for place, batch in enumerate(batches):
+            pair = [("block", model), ("merged", plain)]
+            for name, each in pair if (place + number) % 2 else pair[::-1]:
+                begun = time.perf_counter()
+                each(**batch)
+                if number or place >= 5:
+                    times[name].append(time.perf_counter() - begun)
+    block, merged = (statistics.median(times[name]) for name in ("block", "merged"))
+    return {"block": block, "merged": merged, "p50_ratio": block / merged, "mean_ratio": _mean_ratio(times)}
+
+
+def _mean_ratio(times: dict[str, list[float]]) -> float:
+    return statistics.fmean(times["block"]) / statistics.fmean(times["merged"])
+
+
+def wanted_points(options: argparse.Namespace) -> Iterator[Point]:
+    """Uniform LoRA of every task and seed first, then block mode."""
+    for task in options.tasks.split(","):
+        first = Point(
+            task=str(canonical_task(task)),
+            keep=1.0,
+            seed=0,
+            steps=options.steps,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            budget=options.budget,
+            router_after=options.router_after,
+            bypass_rank=options.bypass_rank,
+            patterns=options.patterns,
+            full_depth=options.full_depth,
+            distillation=options.distillation,
+        )
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            for keep in (1.0, *options.targets):
+                yield replace(first, seed=seed, keep=keep)
+
+
+def known_points(path: Path) -> list[dict[str, object]]:
+    """What the lines of a results file stand for; of LoRA, without the settings of block mode."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [_identity(Point(**json.loads(line)["point"])) for line in lines]
+
+
+def _identity(point: Point) -> dict[str, object]:
+    fields = asdict(point)
+    if point.keep == 1:
+        for name in ("router_after", "bypass_rank", "patterns", "full_depth", "distillation"):
+            fields.pop(name)
+    return fields
+
+
+def main() -> None:
+    """Run what is missing, one line per point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default="glue/sst2,docstrings", help="tasks, with commas")
+    parser.add_argument("--targets", default=",".join(map(str, TARGETS)), help="shares of the blocks after the router")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
+    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps")
+    parser.add_argument("--batch-size", type=int, default=16, help="examples per step")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of both methods")
+    parser.add_argument("--budget", default="r=8", help="adapter parameters of both methods")
+    parser.add_argument("--router-after", type=int, default=0, help="see BlockSettings")
+    parser.add_argument("--bypass-rank", type=int, default=8, help="see BlockSettings")
+    parser.add_argument("--patterns", default="any", help="see BlockSettings")
+    parser.add_argument("--full-depth", type=float, default=0.4, help="see BlockSettings; annealing takes 0.3 more")
+    parser.add_argument("--distillation", type=float, default=1.0, help="see BlockSettings")
+    parser.add_argument("--examples", type=int, default=400, help="validation examples for FLOPs and latencies")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--quick", action="store_true", help="60 steps, one seed, one target: does it run?")
+    parser.add_argument("--output", type=Path, default=Path("block_frontier.jsonl"), help="results file")
+    options = parser.parse_args()
+    options.targets = [float(part) for part in options.targets.split(",")]
+    if options.quick:
+        options.steps, options.seeds, options.targets, options.examples = 60, 1, [0.5], 80
+    torch.set_num_threads(options.threads)
+    environment = {"machine": machine(), "versions": versions(), "threads": options.threads}
+    for point in wanted_points(options):
+        if _identity(point) in known_points(options.output):
+            continue
+        line = {"point": asdict(point), **run(point, options.examples), **environment}
+        with options.output.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps({key: line[key] for key in line if key not in environment}))
+
+
+if __name__ == "__main__":
+    main()

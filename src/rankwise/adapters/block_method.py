@@ -1,0 +1,315 @@
+"""Block mode: an early router decides per input which later transformer blocks are run at all.
+
+Training has two phases. At first plain LoRA is trained with every block, and bypasses learn to imitate their blocks.
+Then the router draws which blocks an input keeps; the expected share follows a cubic down to its target
+(`allocation.tracking`), and the model learns from the task and from what it says itself at full depth
+(`conditional.block_distil`). When training ends, patterns are limited if that is asked for, and the router's bias is
+put where training examples keep the target share.
+
+What block mode saves is frozen compute, not the adapter's: LoRA can be merged into the base weights (`merge_static`).
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import final
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from rankwise.adapters.attach import ADAPTER, Matrix, adapted_layers, attach_lora, find_matrices
+from rankwise.adapters.conditional.block_bypass import bypass_cost
+from rankwise.adapters.conditional.block_config import RadBlockPeftConfig
+from rankwise.adapters.conditional.block_decision import (
+    fitting_level,
+    frequent_patterns,
+    kept_bits,
+    pattern_rows,
+    settled,
+)
+from rankwise.adapters.conditional.block_distil import SelfDistillation
+from rankwise.adapters.conditional.block_settings import BlockSettings
+from rankwise.adapters.conditional.block_tuner import NO_UNLOAD, RadBlockModel, hidden_width, skippable_blocks
+from rankwise.adapters.conditional.context import Context, context_of
+from rankwise.adapters.conditional.router import Router, router_cost
+from rankwise.adapters.conditional.tuner import ROUTER
+from rankwise.adapters.conditional_method import MEASURED, TOLERANCE, measured_examples
+from rankwise.adapters.contract import AdapterConfig, Batches, Form, Method, ParameterCount, trainable_state
+from rankwise.adapters.distributed import all_mean
+from rankwise.adapters.export import export_adapter, lora_pairs, new_directory
+from rankwise.adapters.fused import fuse
+from rankwise.adapters.lora_method import lora_config, resolve_budget
+from rankwise.adapters.peft_types import trained_parameters
+from rankwise.allocation.budget import Target, allocate, largest_reachable
+from rankwise.allocation.schedules import in_steps
+from rankwise.allocation.tracking import Tracker
+from rankwise.errors import AllocationError, BudgetError, ConfigError, Finding
+
+
+def check_block(settings: BlockSettings, total_steps: int) -> list[Finding]:
+    """What cannot work in a training of `total_steps` optimizer steps."""
+    found = []
+    first, last = in_steps(settings.full_depth, total_steps), in_steps(settings.annealing, total_steps)
+    if not first < last <= total_steps:
+        found.append(
+            Finding(
+                "method.block.full_depth, method.block.annealing",
+                f"{settings.full_depth} and {settings.annealing} are steps {first} and {last} of {total_steps}; full "
+                "depth has to end before the annealing, and that with training at the latest, e.g. 0.4 and 0.7",
+            )
+        )
+    if min(settings.temperature) <= 0:
+        found.append(Finding("method.block.temperature", f"{settings.temperature} must be positive, e.g. [2.0, 0.5]"))
+    return found
+
+
+@final
+class BlockMethod(Method):
+    """LoRA at the uniform allocation of what router and bypasses leave of the budget.
+
+    Args:
+        model: a Transformers model.
+        config: an adapter config with a field `block` of type `BlockSettings`.
+        total_steps: optimizer steps.
+        seed: what adapters start from.
+
+    Raises:
+        ConfigError: a setting makes no sense for `total_steps`.
+        BudgetError: router and bypasses leave too little of the budget.
+        ModelError: the model's blocks cannot be skipped.
+    """
+
+    model: PeftModel
+    config: AdapterConfig
+
+    def __init__(self, model: nn.Module, config: AdapterConfig, *, total_steps: int, seed: int) -> None:
+        self.config, self.settings = config, vars(config)["block"]
+        if findings := check_block(self.settings, total_steps):
+            raise ConfigError(config.name, findings)
+        self.matrices: dict[str, Matrix] = find_matrices(model, config.target_modules)
+        self.costs = {name: matrix.cost for name, matrix in self.matrices.items()}
+        self.target: Target = resolve_budget(model, config, self.matrices)
+        self.model = attach_lora(model, self.matrices, config=self._peft_config(model), seed=seed)
+        fuse(self.model)
+        self.tracker = Tracker(
+            target=float(self.settings.keep),
+            first=in_steps(self.settings.full_depth, total_steps),
+            last=in_steps(self.settings.annealing, total_steps),
+        )
+        self.distillation = SelfDistillation(
+            self.model.base_model.model,
+            self.peft,
+            weight=self.settings.distillation,
+            temperature=self.settings.distillation_temperature,
+        )
+        self.step = 0
+        self.spread = 1.0  # standard deviation of logits, where it is above 1
+        self.measured: float | None = None
+        self._logits: Tensor | None = None  # of the step that goes on
+        self.context.recording = True
+        self._at(1)
+
+    @property
+    def context(self) -> Context:
+        """What the layers share."""
+        return context_of(self.model.base_model.model)
+
+    @property
+    def peft(self) -> RadBlockPeftConfig:
+        """The adapter's PEFT config."""
+        found = self.model.peft_config[ADAPTER]
+        assert isinstance(found, RadBlockPeftConfig)
+        return found
+
+    @property
+    def router(self) -> Router:
+        """The only one."""
+        found = [getattr(layer, ROUTER)[ADAPTER] for layer in adapted_layers(self.model).values() if _has_router(layer)]
+        router: Router = found[0]
+        return router
+
+    def penalty(self) -> Tensor | None:
+        """What the expected share of executed blocks costs."""
+        recorded = [part for parts in self.context.recorded.values() for part in parts]
+        if self.context.all_open or not recorded:
+            return None
+        logits = self._settled(torch.cat(recorded))
+        self._logits = logits.detach()
+        chances = torch.sigmoid((logits - self.tracker.price) / self.context.temperature)
+        return self.tracker.penalty(chances.mean(), self.step + 1)
+
+    def before_optimizer_step(self, step: int) -> None:
+        """A new price; what was recorded of this step is forgotten."""
+        if self._logits is not None:
+            self.tracker.update(self._logits, self.context.temperature, step)
+            both = [self.tracker.price, max(1.0, float(self._logits.std()))]
+            means = torch.tensor(both, dtype=torch.float64, device=self._logits.device)
+            all_mean([means])
+            self.tracker.price, now = means.tolist()
+            self.spread += self.tracker.rate * (now - self.spread)
+        self._logits = None
+        self.context.recorded.clear()
+        self.step = step
+        self._at(step + 1)
+
+    @torch.no_grad()
+    def conclude(self, batches: Batches) -> None:
+        """On training examples: limit the patterns, put logits where the share is met at 0.5, and measure it."""
+        self.distillation.phase, self.context.all_open = None, False
+        seen: list[Tensor] = []
+        for _ in measured_examples(batches, self.model, MEASURED):
+            seen.extend(self.context.seen.values())
+        self.context.recording = False
+        self.context.seen.clear()
+        logits, share = self._settled(torch.cat(seen)), self.tracker.target
+        level = fitting_level(logits, share)
+        if isinstance(self.settings.patterns, int):
+            free = kept_bits(logits - level, 0.5)
+            self.peft.kept_patterns = frequent_patterns(free, self.settings.patterns, share)
+            level = fitting_level(logits, share, pattern_rows(self.peft.kept_patterns))
+        # into the router's bias: a price that has gone far up leaves no probabilities to tell apart
+        self.router.up_bias[: 1 if self.peft.exit else None] -= level
+        bits = kept_bits(logits - level, 0.5, pattern_rows(self.peft.kept_patterns))
+        self.peft.threshold = 0.5
+        self.measured = float(bits.double().mean())
+        self.peft.usage = dict(zip(self.peft.blocks or (), bits.double().mean(0).tolist(), strict=True))
+
+    def rank_pattern(self) -> dict[str, int]:
+        """LoRA's rank per module."""
+        return {name: layer.r[ADAPTER] for name, layer in adapted_layers(self.model).items()}
+
+    def parameter_count(self) -> ParameterCount:
+        """LoRA, bypasses and router."""
+        count = trained_parameters(self.model)
+        return ParameterCount(count, count)
+
+    def check_finished(self) -> None:
+        """The share of executed blocks is within 5 points of its target."""
+        if self.measured is None:
+            raise AllocationError(
+                f"{self.config.name} never measured its share of executed blocks: training stopped before its last "
+                "step, or its hooks were not called: does the trainer have a RankwiseCallback?"
+            )
+        if abs(self.measured - self.tracker.target) > TOLERANCE:
+            raise AllocationError(
+                f"{self.config.name} ended with {self.measured:.1%} of the blocks after the router executed, its "
+                f"target is {self.tracker.target:.1%}: the router does not tell inputs apart well enough; "
+                "train longer, aim elsewhere, or allow more patterns"
+            )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Trainable weights, the price, and what was measured."""
+        usage, patterns = self.peft.usage or {}, pattern_rows(self.peft.kept_patterns)
+        memory = {
+            "price": torch.tensor(self.tracker.price, dtype=torch.float64),
+            "step": torch.tensor(self.step),
+            "spread": torch.tensor(self.spread, dtype=torch.float64),
+            "threshold": torch.tensor(self.peft.threshold, dtype=torch.float64),
+            "measured": torch.tensor(math.nan if self.measured is None else self.measured, dtype=torch.float64),
+            "usage": torch.tensor(list(usage.values()), dtype=torch.float64),
+            "patterns": torch.empty(0) if patterns is None else patterns,
+        }
+        return trainable_state(self.model) | {f"rankwise.{key}": value for key, value in memory.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up weights, price and measurements."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(state[name])
+        self.tracker.price, self.step = float(state["rankwise.price"]), int(state["rankwise.step"])
+        self.spread = float(state["rankwise.spread"])
+        measured, usage = float(state["rankwise.measured"]), state["rankwise.usage"].tolist()
+        self.measured = None if math.isnan(measured) else measured
+        self.peft.threshold = float(state["rankwise.threshold"])
+        self.peft.usage = dict(zip(self.peft.blocks or (), usage, strict=True)) if usage else None
+        rows = ["".join(str(int(bit)) for bit in row) for row in state["rankwise.patterns"].tolist()]
+        self.peft.kept_patterns = rows or None
+        self.context.recording = self.measured is None
+        self._at(self.step + 1)
+
+    def export(self, directory: Path, form: Form = "compact") -> Path:
+        """Write a checkpoint of our own PEFT type (`compact`), or plain LoRA at full depth (`static`).
+
+        Raises:
+            ConfigError: another form; a model whose blocks are skipped has none.
+        """
+        self.check_finished()
+        if form == "static":
+            return export_adapter(self.model, lora_pairs(self.model), directory)
+        if form != "compact":
+            raise ConfigError("export", [Finding("form", f"'{form}' is not possible: {NO_UNLOAD}")])
+        with new_directory(directory) as folder:
+            self.model.save_pretrained(str(folder))
+        return directory
+
+    def _settled(self, pooled: Tensor) -> Tensor:
+        return settled(self.router(pooled), exit_early=self.peft.exit)
+
+    def _peft_config(self, model: nn.Module) -> RadBlockPeftConfig:
+        settings, target = self.settings, self.target
+        blocks = skippable_blocks(list(self.matrices), model, settings.router_after)
+        width = hidden_width(model)
+        overhead = len(blocks) * bypass_cost(width, settings.bypass_rank)
+        overhead += router_cost(width, settings.router_hidden, len(blocks))
+        if target.unit == "parameters":
+            target = self._left(overhead)
+        caps = {name: matrix.full_rank for name, matrix in self.matrices.items()}
+        plain = lora_config(
+            self.config, allocate(dict.fromkeys(self.matrices, 1.0), self.costs, target, floor=1, cap=caps)
+        )
+        return RadBlockPeftConfig(
+            lora_dropout=plain.lora_dropout,
+            r=plain.r,
+            lora_alpha=plain.lora_alpha,
+            rank_pattern=plain.rank_pattern,
+            alpha_pattern=plain.alpha_pattern,
+            router_hidden=settings.router_hidden,
+            router_after=settings.router_after,
+            bypass_rank=settings.bypass_rank,
+            exit=settings.patterns == "exit",
+            blocks=blocks,
+        )
+
+    def _left(self, overhead: int) -> Target:
+        """The budget without router and bypasses, in whole ranks."""
+        left, cheapest = self.target.total - overhead, sum(self.costs.values())
+        if left < cheapest:
+            raise BudgetError(
+                f"{self.config.name}: of the budget '{self.config.budget}' ({self.target.total:,} parameters) router "
+                f"and bypasses take {overhead:,}, and {left:,} are left; rank 1 everywhere takes {cheapest:,}. Raise "
+                "the budget, or lower block.bypass_rank or block.router_hidden"
+            )
+        return Target(cheapest + largest_reachable(left - cheapest, list(self.costs.values())), "parameters")
+
+    def _at(self, step: int) -> None:
+        """Set what the blocks need to know of training step `step`."""
+        first, last = self.settings.temperature
+        begin, end = self.tracker.first, self.tracker.last
+        progress = min(max((step - begin) / (end - begin), 0.0), 1.0)
+        running = self.measured is None
+        self.context.all_open = step <= begin and running
+        self.context.temperature = self.spread * first * (last / first) ** progress
+        self.context.price = self.tracker.price
+        self.distillation.phase = None if not running else "imitate" if self.context.all_open else "distil"
+        if running:
+            self.peft.threshold = 1 / (1 + math.exp(-self.tracker.price))
+
+
+def merge_static(model: PeftModel) -> nn.Module:
+    """Merge LoRA into the base weights for good, in place, for inference; blocks go on being skipped.
+
+    Returns:
+        The base model: no LoRA layers are left in it, router and bypasses have moved into its blocks.
+
+    Raises:
+        ValueError: the adapter decides on more than blocks, or there are several.
+    """
+    if not isinstance(model.base_model, RadBlockModel):
+        raise ValueError(f"only adapters of type {RadBlockPeftConfig.TYPE} can be merged and go on deciding")
+    return model.base_model.merge_static()
+
+
+def _has_router(layer: nn.Module) -> bool:
+    return ADAPTER in getattr(layer, ROUTER, {})
