@@ -22,6 +22,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rankwise.experiments.environment import machine, versions
 from rankwise.experiments.schema import method_registry
@@ -181,6 +182,20 @@ def fill_memory(path: Path) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def put_into(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """`path` with the rows of `result` in it; uniform LoRA's row stays what it was.
+
+    Raises:
+        SystemExit: they were measured with other settings, on another machine or with other versions.
+    """
+    content: dict[str, Any] = json.loads(path.read_text())
+    if other := [key for key in ("settings", "machine", "versions") if content[key] != result[key]]:
+        raise SystemExit(f"{path} was measured with other {' and '.join(other)}; measure everything anew")
+    fresh = {row["method"]: row for row in result["rows"] if row["method"] != "lora"}
+    kept = [row for row in content["rows"] if row["method"] not in fresh]
+    return content | {"rows": [kept[0], *sorted([*kept[1:], *fresh.values()], key=lambda row: str(row["method"]))]}
+
+
 def _ratios(times: dict[str, list[Once]], name: str, other: str) -> list[float]:
     return [own.seconds / base.seconds for own, base in zip(times[name], times[other], strict=False)]  # same rounds
 
@@ -200,6 +215,7 @@ def main() -> None:
     parser.add_argument("--memory-into", type=Path, help="measure memory only and fill it into this JSON file")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
+    parser.add_argument("--into", type=Path, help="put the rows of --methods into this file, beside those it has")
     options = parser.parse_args()
     if options.memory_into:
         fill_memory(options.memory_into)
@@ -216,6 +232,9 @@ def main() -> None:
         "machine": machine(),
         "versions": versions(),
     }
+    if options.into:
+        result = put_into(options.into, result)
+        options.output = options.into
     text = json.dumps(result, indent=1)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -112,6 +112,9 @@ def add_open(
 
 def _groups(weights: Tensor, ranks: Tensor | None, full: int) -> dict[int, list[int]]:
     """Rank -> its open rows; one look at the device."""
+    if ranks is None and weights.shape[1] == 1:
+        rows = [row for row, weight in enumerate(weights[:, 0].tolist()) if weight]
+        return {full: rows} if rows else {}
     open_rows = weights.ne(0).any(1)
     each = open_rows * (full if ranks is None else ranks)
     found: dict[int, list[int]] = {}

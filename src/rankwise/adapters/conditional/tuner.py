@@ -115,8 +115,9 @@ def add_term(
         )
     if result.dim() == 2:
         result, x = result.view(len(weights), -1, shape[-1]), x.view(len(weights), -1, x.shape[-1])
-    dtype = result.dtype if torch.is_autocast_enabled(result.device.type) else a.dtype
-    result, x, a, b, weights = (t.to(dtype) for t in (result, x, a, b, weights))
+    if not result.dtype == x.dtype == a.dtype == b.dtype == weights.dtype:
+        dtype = result.dtype if torch.is_autocast_enabled(result.device.type) else a.dtype
+        result, x, a, b, weights = (t.to(dtype) for t in (result, x, a, b, weights))
     if torch.is_grad_enabled() and any(t.requires_grad for t in (result, x, a, b, weights)):
         return add_weighted(result, x, a, b, weights, scaling).view(shape)
     return add_open(result, x, a, b, weights, scaling, ranks).view(shape)
