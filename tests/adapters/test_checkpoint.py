@@ -362,7 +362,7 @@ def test_folders_that_hold_no_adapter(tmp_path):
     with pytest.raises(ModelError, match="a whole model, no adapter"):
         read_checkpoint(tmp_path)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ModelError, match="does not exist"):
+    with pytest.raises(ModelError, match="is a file; name the folder"):
         read_checkpoint(tmp_path / "file")
 
 

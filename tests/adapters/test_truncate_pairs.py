@@ -153,7 +153,7 @@ def test_largest_target_is_that_of_brute_force(ranks, costs, asked):
     }
     best = max(total for total in sums if total <= asked)
     if best == 0:
-        with pytest.raises(BudgetError, match="less than one component costs"):
+        with pytest.raises(BudgetError, match=r"less than one component costs|nothing is left to cut"):
             largest_target(asked, have, price)
     else:
         assert largest_target(asked, have, price) == Target(best, "parameters")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rankwise.allocation.tracking import Tracker, fair_price
+from rankwise.allocation.tracking import Search, Tracker, fair_price
 
 numbers = st.floats(-30, 30)
 logit_lists = st.lists(numbers, min_size=1, max_size=30)
@@ -106,3 +106,25 @@ def test_the_share_follows_its_target(target, drift):
         tracker.update(logits, 0.5, step)
     settled = found[130:]
     assert sum(settled) / len(settled) == pytest.approx(target, abs=0.05)
+
+
+@given(st.floats(0.05, 0.95), st.floats(0.2, 5.0))
+def test_search_closes_in_where_readings_run_around_the_target(target, bend):
+    """A reading that is wrong by a power: what later routers see moves with the threshold."""
+    search, threshold = Search(target), 0.5
+    for _ in range(40):
+        share = 1 - threshold**bend
+        search.tried.append((threshold, share))
+        if search.off() < 1e-3:
+            break
+        threshold = search.next(1 - target)  # right only where bend is 1
+    assert abs(1 - search.best() ** bend - target) < 1e-3
+
+
+def test_search_keeps_a_reading_that_nothing_speaks_against():
+    search = Search(0.5, [(0.2, 0.9)])
+    assert search.next(0.6) == 0.6
+    assert search.next(0.1) == pytest.approx(0.6)  # below a threshold that is too open already
+    search.tried.append((0.6, 0.1))
+    assert search.next(0.7) == pytest.approx(0.4)
+    assert search.best() == 0.2 if abs(0.9 - 0.5) < abs(0.1 - 0.5) else 0.6

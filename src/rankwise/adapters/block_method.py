@@ -34,7 +34,7 @@ from rankwise.adapters.conditional.block_tuner import NO_UNLOAD, RadBlockModel, 
 from rankwise.adapters.conditional.context import Context, context_of
 from rankwise.adapters.conditional.router import Router, router_cost
 from rankwise.adapters.conditional.tuner import ROUTER
-from rankwise.adapters.conditional_method import MEASURED, TOLERANCE, measured_examples
+from rankwise.adapters.conditional_method import TOLERANCE, measured_examples, sample_size
 from rankwise.adapters.contract import AdapterConfig, Batches, Form, Method, ParameterCount, trainable_state
 from rankwise.adapters.distributed import all_mean
 from rankwise.adapters.export import export_adapter, lora_pairs, new_directory
@@ -103,7 +103,7 @@ class BlockMethod(Method):
             weight=self.settings.distillation,
             temperature=self.settings.distillation_temperature,
         )
-        self.step = 0
+        self.step, self.total_steps = 0, total_steps
         self.spread = 1.0  # standard deviation of logits, where it is above 1
         self.measured: float | None = None
         self._logits: Tensor | None = None  # of the step that goes on
@@ -148,6 +148,9 @@ class BlockMethod(Method):
             all_mean([means])
             self.tracker.price, now = means.tolist()
             self.spread += self.tracker.rate * (now - self.spread)
+        if self.distillation.phase == "imitate":
+            for parameter in self.router.parameters():  # its zeros would leave Adam's second moment at 0 for later
+                parameter.grad = None
         self._logits = None
         self.context.recorded.clear()
         self.step = step
@@ -158,7 +161,7 @@ class BlockMethod(Method):
         """On training examples: limit the patterns, put logits where the share is met at 0.5, and measure it."""
         self.distillation.phase, self.context.all_open = None, False
         seen: list[Tensor] = []
-        for _ in measured_examples(batches, self.model, MEASURED):
+        for _ in measured_examples(batches, self.model, sample_size(self.total_steps)):
             seen.extend(self.context.seen.values())
         self.context.recording = False
         self.context.seen.clear()

@@ -32,7 +32,7 @@ from rankwise.adapters.peft_types import trained_parameters
 from rankwise.allocation.budget import Target, allocate, largest_reachable
 from rankwise.allocation.schedules import Length, in_steps
 from rankwise.allocation.shares import Share
-from rankwise.allocation.tracking import Tracker
+from rankwise.allocation.tracking import Search, Tracker
 from rankwise.errors import AllocationError, BudgetError, ConfigError, Finding
 
 TOLERANCE = 0.05
@@ -40,10 +40,10 @@ TOLERANCE = 0.05
 CLOSE = 0.01
 """How far it may be off before the threshold is moved."""
 MEASURED = 256
-"""Training examples that are measured on when training ends."""
+"""Training examples that are measured on when training ends, at most."""
 LASTING = 0.2
 """What stays of the bonus for gates that tell inputs apart when the annealing has ended."""
-PASSES = 4
+PASSES = 6
 """Over them, at most: moving the threshold changes what later routers see."""
 
 
@@ -195,12 +195,15 @@ class ConditionalMethod(Method, ABC):
     def conclude(self, batches: Batches) -> None:
         """Measure the share of open gates; move the threshold until it is met."""
         self.context.all_open = False
-        for number in range(PASSES):
+        search = Search(self.tracker.target)
+        for number in range(PASSES + 1):
             chances = torch.sigmoid(self.observe(batches))
             self.measured = float((chances > self.peft.threshold).double().mean())
-            if abs(self.measured - self.tracker.target) <= CLOSE or number == PASSES - 1:
+            search.tried.append((self.peft.threshold, self.measured))
+            if search.off() <= CLOSE or number == PASSES:
                 break
-            self.peft.threshold = between(chances, self.tracker.target)
+            read = between(chances, self.tracker.target)
+            self.peft.threshold = search.next(read) if number < PASSES - 1 else search.best()
         self.context.recording = False
         self.context.seen.clear()
         usage = (chances > self.peft.threshold).float().mean(0).tolist()
@@ -208,7 +211,7 @@ class ConditionalMethod(Method, ABC):
 
     @abstractmethod
     def observe(self, batches: Batches) -> Tensor:
-        """Logits of the gates in inference, (examples, modules), on some `MEASURED` training examples."""
+        """Logits of the gates in inference, (examples, modules), on `sample_size` training examples or so."""
 
     def rank_pattern(self) -> dict[str, int]:
         """Largest rank per module; 0 where the adapter has been taken off."""
@@ -296,6 +299,11 @@ class ConditionalMethod(Method, ABC):
         """0 until the warm-up ends, 1 from the end of the annealing."""
         first, last = self.tracker.first, self.tracker.last
         return min(max((step - first) / (last - first), 0.0), 1.0)
+
+
+def sample_size(total_steps: int) -> int:
+    """Examples to measure on: two per optimizer step, 64 to 256, so that measuring costs little beside training."""
+    return min(max(2 * total_steps, 64), MEASURED)
 
 
 def measured_examples(batches: Batches, model: nn.Module, limit: float = math.inf) -> Iterator[tuple[Any, Any]]:

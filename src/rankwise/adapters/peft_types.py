@@ -130,7 +130,9 @@ def check_settings(kind: str, settings: Mapping[str, object]) -> None:
             raise ValueError(f"'{name}' cannot be set here: {reserved[name]}")
         if name not in known:
             free = [f for f in known if f not in reserved]
-            raise ValueError(f"{kind} has no field '{name}'{did_you_mean(name, free) or '.'} Known: {', '.join(sorted(free))}")
+            raise ValueError(
+                f"{kind} has no field '{name}'{did_you_mean(name, free) or '.'} Known: {', '.join(sorted(free))}"
+            )
     start = str(settings.get("init_lora_weights", "")).partition("_niter_")[0]
     if start in REFUSED_STARTS:
         raise ValueError(f"init_lora_weights '{start}' {REFUSED_STARTS[start]}")

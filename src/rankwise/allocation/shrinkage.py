@@ -88,7 +88,8 @@ def threshold(norms: Tensor, sizes: Tensor, decline: Decline, step: int, *, powe
     The smallest constant τ that, if the norms did nothing but shrink by it, would meet every deadline of `decline`
     from now on. A norm at n falls to τ or below, and so to zero, within k steps if n^q <= (q·(k - 1) + 1)·τ^q: exactly
     for q = 1; for q = 2 a step takes 2τ² - τ⁴/n² off n², so that the last ones come up to one step late, which the
-    choice of a new τ at every step makes good. In order of their norms the modules have to be at zero after steps d_1 <= d_2 <= …, k_j = d_j - step + 1 steps to go:
+    choice of a new τ at every step makes good. In order of their norms the modules have to be at zero after steps
+    d_1 <= d_2 <= …, k_j = d_j - step + 1 steps to go:
 
         τ = max_j  n_(j) / (q·(k_j - 1) + 1)^(1/q) .
 

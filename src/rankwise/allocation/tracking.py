@@ -12,7 +12,7 @@ routers the gradient of what they cost.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -78,3 +78,32 @@ def fair_price(logits: Tensor, temperature: float, share: float, weights: Tensor
         above = (torch.sigmoid((logits - middle) / temperature) * each).sum() > share
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
     return float((low + high) / 2)
+
+
+@dataclass
+class Search:
+    """Thresholds that were tried, and what share was open at each.
+
+    What is open at a threshold can be read off the chances there, but moving it changes what later routers see, so the
+    next share is another one than was read. Where readings run around the target, halving closes in on it.
+
+    Args:
+        target: the share wanted.
+    """
+
+    target: float
+    tried: list[tuple[float, float]] = field(default_factory=list)
+
+    def off(self) -> float:
+        """How far the last one was from the target."""
+        return abs(self.tried[-1][1] - self.target)
+
+    def next(self, read: float) -> float:
+        """`read`, if it lies between the closest thresholds on both sides of the target, else the middle of those."""
+        low = max((threshold for threshold, share in self.tried if share > self.target), default=0.0)
+        high = min((threshold for threshold, share in self.tried if share < self.target), default=1.0)
+        return read if low < read < high or low >= high else (low + high) / 2
+
+    def best(self) -> float:
+        """The threshold that came closest."""
+        return min(self.tried, key=lambda one: abs(one[1] - self.target))[0]

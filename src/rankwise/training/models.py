@@ -129,8 +129,8 @@ def load_base_model(
         raise ModelError(_explain(name, error)) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # Transformers makes one up where there are no files
         raise ModelError(
-            f"model '{name}' comes without a tokenizer (only {len(tokenizer)} special tokens are known); put its tokenizer "
-            "files beside the weights"
+            f"model '{name}' comes without a tokenizer (only {len(tokenizer)} special tokens are known); put its "
+            "tokenizer files beside the weights"
         )
     if name == EMBEDDED:
         model.name_or_path = EMBEDDED_ORIGIN

@@ -366,3 +366,20 @@ def test_threshold_follows_the_price_while_training():
     assert method.tracker.price != 0
     assert method.peft.threshold == pytest.approx(1 / (1 + math.exp(-method.tracker.price)))
     assert method.penalty() is None
+
+
+def test_the_router_enters_adam_when_it_begins_to_decide(tmp_path):
+    """Gradients of zero before would leave it a second moment of 0, and first steps of several learning rates."""
+    method = made()
+    router = method.router.up
+    trainer = trainer_for(method, tmp_path, settings(total_steps=STEPS), data=tiny_data(40))
+    counts = {}
+    hook = method.after_optimizer_step
+    method.after_optimizer_step = lambda step: (
+        counts.update({step: float(trainer.optimizer.state.get(router, {}).get("step", 0))}),
+        hook(step),
+    )[1]
+    trainer.train()
+    first = method.tracker.first
+    assert counts[first] == 0
+    assert counts[STEPS] == STEPS - first

@@ -59,7 +59,7 @@ def test_others_and_padding_on_the_right(family, kind, rows, right):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gates_differ_between_the_texts(family, kind):
     _, gates = answer(model_of(family, kind), texts())
-    assert len(torch.stack(list(gates.values())).unique(dim=1).T) > 2
+    assert len(torch.stack(list(gates.values())).unique(dim=1).T) >= 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,5 +1,6 @@
 """Adapters that decide per input, as PEFT types of their own; importing this registers them."""
 
+from rankwise.adapters.conditional.block_tuner import RadBlockModel
 from rankwise.adapters.conditional.cogalora import CogaloraModel, CogaloraPeftConfig
 from rankwise.adapters.conditional.config import ConditionalPeftConfig
 from rankwise.adapters.conditional.drop import drop_unused
@@ -10,6 +11,7 @@ __all__ = [
     "CogaloraModel",
     "CogaloraPeftConfig",
     "ConditionalPeftConfig",
+    "RadBlockModel",
     "RadloraModel",
     "RadloraPeftConfig",
     "drop_unused",

@@ -59,6 +59,11 @@ def distance(student: Tensor, teacher: Tensor, temperature: float, labels: Tenso
     return (each * counts).sum() / counts.sum().clamp_min(1)
 
 
+IMITATION = 0.1
+"""Weight of the bypasses' distance to their blocks: small, so that the clip of gradients stays what the task makes of
+it (Adam does not mind the size)."""
+
+
 class SelfDistillation:
     """Hooks on a base model; see the module.
 
@@ -128,7 +133,7 @@ class SelfDistillation:
         found = [part for record in self.blocks for part in record.imitation or ()]
         routers = [p for record in self.blocks for p in record.router_parameters() if p.requires_grad]
         idle = [p.float().sum() * 0 for p in routers]  # DDP and optimizers expect a gradient of everything
-        return sum([torch.stack(found).mean()] if found else [], sum(idle, like.new_zeros(()).float()))
+        return sum([IMITATION * torch.stack(found).mean()] if found else [], sum(idle, like.new_zeros(()).float()))
 
 
 def share_of_step(kwargs: dict[str, Any], logits: Tensor) -> Tensor | float:

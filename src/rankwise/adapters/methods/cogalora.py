@@ -18,7 +18,7 @@ from rankwise.adapters.conditional.cogalora import CogaloraPeftConfig
 from rankwise.adapters.conditional.drop import drop_unused, take_off
 from rankwise.adapters.conditional.router import Router, router_cost, stacked_logits
 from rankwise.adapters.conditional.tuner import ROUTER
-from rankwise.adapters.conditional_method import MEASURED, ConditionalConfig, ConditionalMethod, measured_examples
+from rankwise.adapters.conditional_method import ConditionalConfig, ConditionalMethod, measured_examples, sample_size
 from rankwise.adapters.contract import METHODS, Batches, refuse_impossible
 from rankwise.adapters.distributed import all_mean
 from rankwise.adapters.lora_method import lora_config
@@ -146,7 +146,7 @@ class Cogalora(ConditionalMethod):
         names = list(self._routers())
         parts: dict[str, list[Tensor]] = defaultdict(list)
         context = self.context
-        for _batch, _output in measured_examples(batches, self.model, MEASURED):
+        for _batch, _output in measured_examples(batches, self.model, sample_size(self.total_steps)):
             for name in names:
                 parts[name].append(context.seen[name, ADAPTER])
         return self._routed({name: torch.cat(each) for name, each in parts.items()})

@@ -31,13 +31,13 @@ from rankwise.adapters.conditional.tuner import ROUTER
 from rankwise.adapters.conditional_method import (
     CLOSE,
     LASTING,
-    MEASURED,
     PASSES,
     TOLERANCE,
     ConditionalConfig,
     ConditionalMethod,
     between,
     measured_examples,
+    sample_size,
 )
 from rankwise.adapters.contract import METHODS, Batches, Method, refuse_impossible
 from rankwise.adapters.distributed import all_mean
@@ -46,6 +46,7 @@ from rankwise.allocation.allocate import spent
 from rankwise.allocation.budget import Target
 from rankwise.allocation.schedules import in_steps
 from rankwise.allocation.shares import Share
+from rankwise.allocation.tracking import Search
 from rankwise.errors import AllocationError, BudgetError, Finding
 
 RATE = 0.2
@@ -254,15 +255,20 @@ class Radlora(ConditionalMethod):
         """Measure both shares; move the threshold and the price of a component until they are met."""
         self.context.all_open = False
         peft, rank = self.peft, self.rank_tracker.rank
-        for number in range(PASSES):
+        search = Search(self.tracker.target)
+        for number in range(PASSES + 1):
             outputs = self._observed(batches)
             ranks, weights = decided(outputs, rank, peft)
             self.measured = float((ranks > 0).double().mean())
             self.measured_rank = float(ranks.double().mean()) / rank
             off = abs(self.measured - self.tracker.target), abs(self.measured_rank - self.rank_target)
-            if max(off) <= CLOSE or number == PASSES - 1:
+            search.tried.append((peft.threshold, self.measured))
+            if max(off) <= CLOSE or number == PASSES:
                 break
-            self._refit(outputs, gates=off[0] > CLOSE)
+            if off[0] > CLOSE:
+                read = between(torch.sigmoid(outputs[..., 0]), self.tracker.target)
+                peft.threshold = search.next(read) if number < PASSES - 1 else search.best()
+            self._refit_ranks(outputs)
         self.context.recording = False
         self.context.seen.clear()
         peft.usage = dict(zip(self.live(), (ranks > 0).float().mean(0).tolist(), strict=True))
@@ -359,9 +365,9 @@ class Radlora(ConditionalMethod):
         return torch.stack([each[name] for name in routers], dim=1)
 
     def _observed(self, batches: Batches) -> Tensor:
-        """Routers' outputs in inference on some `MEASURED` training examples; takes the generators' centres too."""
+        """Routers' outputs in inference on a sample of the training examples; takes the generators' centres too."""
         parts: dict[str, list[Tensor]] = defaultdict(list)
-        for _batch, _output in measured_examples(batches, self.model, MEASURED):
+        for _batch, _output in measured_examples(batches, self.model, sample_size(self.total_steps)):
             for name in self.live():
                 parts[name].append(self.context.seen[name, ADAPTER])
         seen = {name: torch.cat(each) for name, each in parts.items()}
@@ -369,12 +375,10 @@ class Radlora(ConditionalMethod):
             hyper.centre.copy_(hyper.normalise(seen[name]).mean(0))
         return self._outputs(seen)
 
-    def _refit(self, outputs: Tensor, *, gates: bool) -> None:
-        """Move the price of a component, and the threshold if `gates`, to where `outputs` meet the targets."""
+    def _refit_ranks(self, outputs: Tensor) -> None:
+        """Move the price of a component to where `outputs` meet the target of ranks."""
         peft, rank = self.peft, self.rank_tracker.rank
         chances = torch.sigmoid(outputs[..., 0])
-        if gates:
-            peft.threshold = between(chances, self.tracker.target)
         logits, goal = outputs[..., 1 : 1 + rank], rank * self.rank_target
         peft.rank_price = fitting_rank_price(logits, peft.temperature, goal, chances > peft.threshold)
 
