@@ -628,6 +628,7 @@ def test_hooks_and_penalty_cost_as_many_kernels_however_deep_the_model():
     assert counts[0] <= (14, 60, 40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [2, 5, 9])
 def test_resumes_bit_for_bit_before_while_and_after_pruning(tmp_path, lost):
     """Allocations at steps 3, 6 and 8; the run dies in step `lost`, and the first step after resuming has none."""

@@ -108,6 +108,7 @@ NEW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "new"), NEW)
 @pytest.mark.parametrize("name", ["lora", "peft_adalora"])
 def test_new_modules_are_trained_whole_and_saved(tmp_path, family, new, name):

@@ -269,6 +269,7 @@ def whole(tmp_path_factory):
     return run(build("galora", deep(), **WAITING), tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [5, 6, 8, 10])
 def test_killed_in_any_phase_it_resumes_to_the_same_run(whole, tmp_path, lost):
     """Before, during and after the shrinking."""

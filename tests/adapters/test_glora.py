@@ -419,6 +419,7 @@ def whole(tmp_path_factory):
     ("signal", "lost"),
     [(signal, 6) for signal in SIGNALS] + [("activation", 3), ("estimate", 4), ("estimate", 7)],
 )
+@pytest.mark.slow
 def test_interrupted_run_resumes_to_the_same_run(whole, tmp_path, signal, lost):
     """Right before a reallocation, right after one and between two; step `lost` is not saved."""
 

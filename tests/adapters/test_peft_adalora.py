@@ -105,6 +105,7 @@ def orthogonality(method):
     return float(torch.stack(terms).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["r=2", "r=4", "9%", "2000", "30 ranks"])
 @pytest.mark.parametrize("steps", [12, 40])
 def test_ends_within_the_budget_and_close_to_it(tmp_path, budget, steps):

@@ -110,21 +110,25 @@ def test_the_share_follows_its_target(target, drift):
 
 @given(st.floats(0.05, 0.95), st.floats(0.2, 5.0))
 def test_search_closes_in_where_readings_run_around_the_target(target, bend):
-    """A reading that is wrong by a power: what later routers see moves with the threshold."""
+    """Readings that are right in their direction only: what later routers see moves with the threshold."""
     search, threshold = Search(target), 0.5
     for _ in range(40):
         share = 1 - threshold**bend
         search.tried.append((threshold, share))
         if search.off() < 1e-3:
             break
-        threshold = search.next(1 - target)  # right only where bend is 1
+        threshold = search.next(
+            min(max(threshold + share - target, 0.01 * threshold), 0.5 + threshold / 2)
+        )  # exact only where bend is 1
     assert abs(1 - search.best() ** bend - target) < 1e-3
 
 
-def test_search_keeps_a_reading_that_nothing_speaks_against():
+def test_search_takes_readings_until_it_knows_both_sides():
     search = Search(0.5, [(0.2, 0.9)])
     assert search.next(0.6) == 0.6
-    assert search.next(0.1) == pytest.approx(0.6)  # below a threshold that is too open already
+    assert search.next(0.1) == 0.1
     search.tried.append((0.6, 0.1))
-    assert search.next(0.7) == pytest.approx(0.4)
-    assert search.best() == 0.2 if abs(0.9 - 0.5) < abs(0.1 - 0.5) else 0.6
+    assert search.next(0.7) == pytest.approx(0.4)  # half-way: 0.9 and 0.1 are as far from 0.5
+    search.tried.append((0.4, 0.55))
+    assert search.next(0.7) == pytest.approx(0.4 + 0.2 * 0.05 / 0.45)
+    assert search.best() == 0.4

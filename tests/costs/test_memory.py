@@ -34,6 +34,7 @@ def broken():
     raise ValueError("no such model\nsecond line")
 
 
+@pytest.mark.slow
 def test_what_passes_take_is_the_difference():
     found = peak_of_process(partial(load, 200), [{"input_ids": torch.ones(1, 2, dtype=torch.long)}])
     assert found.idle is not None

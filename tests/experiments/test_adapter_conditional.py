@@ -176,7 +176,9 @@ def test_another_name_for_the_base_model(trained, tmp_path):
 # --- card ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", VARIANTS)
+@pytest.mark.parametrize(
+    "key", [k if k == "radlora-block" else pytest.param(k, marks=pytest.mark.slow) for k in VARIANTS]
+)
 def test_card_says_what_it_needs_and_its_code_works(trained, tmp_path, key):
     """The code is run in a process of its own, where nothing of rankwise was imported before."""
     method, folder, _ = trained(key)

@@ -196,6 +196,7 @@ def test_peak_memory_of_a_run(runs):
 # --- run folders and pictures ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_run_folder_gives_a_row_and_points_for_each_of_its_runs(runs, tmp_path, monkeypatch, capsys):
     drawn = []
     monkeypatch.setattr(cost_plot, "save_figure", lambda figure, path: drawn.append(figure) or path)

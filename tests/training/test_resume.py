@@ -287,7 +287,7 @@ def test_state_of_another_method_or_of_other_settings_is_refused(tmp_path, case)
 
 
 @pytest.mark.parametrize("part", [STATE_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth"])
-@pytest.mark.parametrize("damage", [0, 40])
+@pytest.mark.parametrize("damage", [pytest.param(0, marks=pytest.mark.slow), 40])
 def test_damaged_checkpoint_is_named(tmp_path, part, damage):
     """A full disk or a crash of the machine can leave what a kill cannot: a file that is there, but not whole."""
     ours(make("galora"), tmp_path)

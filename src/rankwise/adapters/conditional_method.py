@@ -43,7 +43,7 @@ MEASURED = 256
 """Training examples that are measured on when training ends, at most."""
 LASTING = 0.2
 """What stays of the bonus for gates that tell inputs apart when the annealing has ended."""
-PASSES = 6
+PASSES = 8
 """Over them, at most: moving the threshold changes what later routers see."""
 
 

@@ -85,7 +85,8 @@ class Search:
     """Thresholds that were tried, and what share was open at each.
 
     What is open at a threshold can be read off the chances there, but moving it changes what later routers see, so the
-    next share is another one than was read. Where readings run around the target, halving closes in on it.
+    next share is another one than was read. Once thresholds on both sides of the target are known, the next one lies
+    between the closest two, where a straight line through their shares meets the target.
 
     Args:
         target: the share wanted.
@@ -99,10 +100,13 @@ class Search:
         return abs(self.tried[-1][1] - self.target)
 
     def next(self, read: float) -> float:
-        """`read`, if it lies between the closest thresholds on both sides of the target, else the middle of those."""
-        low = max((threshold for threshold, share in self.tried if share > self.target), default=0.0)
-        high = min((threshold for threshold, share in self.tried if share < self.target), default=1.0)
-        return read if low < read < high or low >= high else (low + high) / 2
+        """`read`, until there are thresholds on both sides of the target; then one between the closest of them."""
+        low = max(((t, share) for t, share in self.tried if share > self.target), default=None)
+        high = min(((t, share) for t, share in self.tried if share < self.target), default=None)
+        if low is None or high is None or low[0] >= high[0]:
+            return read
+        part = (low[1] - self.target) / (low[1] - high[1])
+        return low[0] + min(max(part, 0.1), 0.9) * (high[0] - low[0])
 
     def best(self) -> float:
         """The threshold that came closest."""

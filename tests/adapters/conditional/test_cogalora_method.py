@@ -120,6 +120,7 @@ def test_a_moved_threshold_meets_the_share_half_way_between_two(values, share):
     assert float((chances - threshold).abs().min()) >= 0.0004
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["module", "shared"])
 @pytest.mark.parametrize("active", [0.2, 0.5, 0.8])
 def test_a_longer_training_meets_its_target_before_the_threshold_is_moved(tmp_path, monkeypatch, kind, active):

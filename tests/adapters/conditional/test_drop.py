@@ -125,6 +125,7 @@ def train(kind, folder, **fields):
     return method, fit(method, tiny_tokenizer(), data, {"main": tiny_data(9, seed=3)}, settings(), work_dir=folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("below", [0.0, 0.4])
 def test_a_method_takes_them_off_when_training_ends(tmp_path, kind, below):

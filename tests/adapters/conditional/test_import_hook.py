@@ -86,6 +86,7 @@ def test_without_peft_its_absence_is_told_as_ever(tmp_path):
     assert python(code).stdout.strip() == "peft"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["rankwise", "peft"])
 def test_types_are_registered_once(first):
     second = {"rankwise": "peft", "peft": "rankwise"}[first]

@@ -37,7 +37,7 @@ def done(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", [n if n == "half" else pytest.param(n, marks=pytest.mark.slow) for n in TARGETS])
 def test_both_shares_end_at_their_targets(tmp_path, family, name):
     active, rank = TARGETS[name]
     method = trained(tmp_path, tiny_model(family), active=active, rank_budget=rank)

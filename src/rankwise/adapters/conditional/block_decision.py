@@ -101,4 +101,18 @@ def fitting_level(logits: Tensor, share: float, patterns: Tensor | None = None) 
         middle = (low + high) / 2
         kept = float(kept_bits(logits - middle, 0.5, patterns).mean())
         low, high = (middle, high) if kept > share else (low, middle)
-    return min(low, high, key=lambda level: abs(float(kept_bits(logits - level, 0.5, patterns).mean()) - share))
+    best = min(low, high, key=lambda level: abs(float(kept_bits(logits - level, 0.5, patterns).mean()) - share))
+    return _middle(logits, best, patterns, reach)
+
+
+def _middle(logits: Tensor, level: float, patterns: Tensor, reach: float) -> float:
+    """The middle of all levels that keep the same blocks as `level`, so that rounding flips none."""
+    bits = kept_bits(logits - level, 0.5, patterns)
+    ends = []
+    for inside, outside in ((level, -reach), (level, reach)):
+        for _ in range(_HALVINGS):
+            middle = (inside + outside) / 2
+            same = torch.equal(kept_bits(logits - middle, 0.5, patterns), bits)
+            inside, outside = (middle, outside) if same else (inside, middle)
+        ends.append(inside)
+    return sum(ends) / 2
