@@ -22,7 +22,11 @@ from rankwise.errors import AllocationError, OutputError, TrainingError
 from rankwise.training.callback import STATE_FILE, RankwiseCallback, load_method, save_method
 from rankwise.training.fit import fit, last_checkpoint, training_arguments
 
-FIELDS = {"glora": {"warmup": 4, "floor": 0}}
+FIELDS = {
+    "glora": {"warmup": 4, "floor": 0},
+    "cogalora": {"budget": "r=8", "warmup": 2, "annealing": 9},
+    "radlora": {"budget": "r=8", "warmup": 2, "annealing": 9, "router_hidden": 1},
+}
 PLAN = {4: (3, 1, 0), 8: (2,)}
 NAMES = ["scripted", *METHODS]
 QUICK = {
