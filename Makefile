@@ -37,7 +37,7 @@ test-quantised: $(STAMP)  ## the tests on quantised models; puts bitsandbytes an
 	@test -d $(QUANTISED) || $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(QUANTISED) \
 		bitsandbytes==0.50.2 torchao==0.18.0
 	@PYTHONPATH=$(QUANTISED) $(BIN)/python -W ignore -c "import bitsandbytes, torchao"  # or the tests would skip
-	@PYTHONPATH=$(QUANTISED) $(BIN)/python -m pytest tests/adapters/test_quantised.py
+	@PYTHONPATH=$(QUANTISED) $(BIN)/python -m pytest tests/adapters/test_quantised.py tests/adapters/conditional/test_peft_quantised.py
 
 check: $(STAMP)  ## lint, format and types
 	@$(BIN)/ruff check .
