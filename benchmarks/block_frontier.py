@@ -57,10 +57,13 @@ class Point:
     learning_rate: float
     budget: str
     router_after: int
+    keep_last: int
     bypass_rank: int
     patterns: str
     full_depth: float
     distillation: float
+    coldest: float
+    max_length: int
 
 
 def method_config(point: Point) -> AdapterConfig:
@@ -72,11 +75,13 @@ def method_config(point: Point) -> AdapterConfig:
         {
             "keep": point.keep,
             "router_after": point.router_after,
+            "keep_last": point.keep_last,
             "bypass_rank": point.bypass_rank,
             "patterns": patterns,
             "full_depth": point.full_depth,
             "annealing": min(0.9, point.full_depth + 0.3),
             "distillation": point.distillation,
+            "temperature": [2.0, point.coldest],
         }
     )
     return RadloraConfig(budget=point.budget, depth="block", block=block)
@@ -87,8 +92,8 @@ def run(point: Point, examples: int, log_every: int = 100) -> dict[str, object]:
     data = parse_task_spec(point.task).load()
     base = load_base_model("minilm", num_labels=data.num_labels, kind=data.kind, seed=point.seed)
     method = method_config(point).build(base.model, total_steps=point.steps, seed=point.seed)
-    train = encode(data.train, base.tokenizer, 128)
-    validation = encode(next(iter(data.validation.values())), base.tokenizer, 128)
+    train = encode(data.train, base.tokenizer, point.max_length)
+    validation = encode(next(iter(data.validation.values())), base.tokenizer, point.max_length)
     how = FitSettings(
         total_steps=point.steps,
         batch_size=point.batch_size,
@@ -137,12 +142,12 @@ def _measure(
     kept = [_kept(method, model, batch) for batch in batches[8]]
     bits = torch.cat(kept)
     patterns = ["".join(str(int(bit)) for bit in row) for row in bits.tolist()]
+    always = method.settings.router_after + 1 + method.settings.keep_last
     found: dict[str, object] = {
         "measured_on_train": method.measured,
         "share_of_later_blocks": float(bits.mean()),
         "share_per_block": dict(zip(method.peft.blocks or (), bits.mean(0).tolist(), strict=True)),
-        "share_of_all_blocks": (float(bits.sum(1).mean()) + method.settings.router_after + 1)
-        / (bits.shape[1] + method.settings.router_after + 1),
+        "share_of_all_blocks": (float(bits.sum(1).mean()) + always) / (bits.shape[1] + always),
         "patterns": {name: patterns.count(name) for name in sorted(set(patterns), key=lambda p: -patterns.count(p))},
         "flops_ratio": _flops(model, batches[8]) / _flops(plain, batches[8]),
     }
@@ -201,10 +206,13 @@ def wanted_points(options: argparse.Namespace) -> Iterator[Point]:
             learning_rate=options.learning_rate,
             budget=options.budget,
             router_after=options.router_after,
+            keep_last=options.keep_last,
             bypass_rank=options.bypass_rank,
             patterns=options.patterns,
             full_depth=options.full_depth,
             distillation=options.distillation,
+            coldest=options.coldest,
+            max_length=options.max_length,
         )
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             for keep in (1.0, *options.targets):
@@ -220,7 +228,7 @@ def known_points(path: Path) -> list[dict[str, object]]:
 def _identity(point: Point) -> dict[str, object]:
     fields = asdict(point)
     if point.keep == 1:
-        for name in ("router_after", "bypass_rank", "patterns", "full_depth", "distillation"):
+        for name in ("router_after", "keep_last", "bypass_rank", "patterns", "full_depth", "distillation", "coldest"):
             fields.pop(name)
     return fields
 
@@ -237,10 +245,13 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of both methods")
     parser.add_argument("--budget", default="r=8", help="adapter parameters of both methods")
     parser.add_argument("--router-after", type=int, default=0, help="see BlockSettings")
+    parser.add_argument("--keep-last", type=int, default=1, help="see BlockSettings")
     parser.add_argument("--bypass-rank", type=int, default=8, help="see BlockSettings")
     parser.add_argument("--patterns", default="any", help="see BlockSettings")
     parser.add_argument("--full-depth", type=float, default=0.4, help="see BlockSettings; annealing takes 0.3 more")
     parser.add_argument("--distillation", type=float, default=1.0, help="see BlockSettings")
+    parser.add_argument("--coldest", type=float, default=0.5, help="temperature of the decisions at the end")
+    parser.add_argument("--max-length", type=int, default=128, help="tokens of a text")
     parser.add_argument("--examples", type=int, default=400, help="validation examples for FLOPs and latencies")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--quick", action="store_true", help="60 steps, one seed, one target: does it run?")

@@ -198,7 +198,7 @@ def test_factors_written_per_input_are_not_the_base_models():
 def test_skipped_blocks_are_not_counted():
     """Block mode: an example costs the blocks that it keeps, a bypass for each of the others, and one router."""
     base = tiny_model(num_hidden_layers=4)
-    config = RadBlockPeftConfig(r=RANK, lora_alpha=RANK, router_after=0, router_hidden=4, bypass_rank=5)
+    config = RadBlockPeftConfig(r=RANK, lora_alpha=RANK, router_after=0, keep_last=0, router_hidden=4, bypass_rank=5)
     model = attach_lora(base, find_matrices(base), config=config, seed=0).eval()
     routers = [getattr(m, ROUTER)[ADAPTER] for m in adapted_layers(model).values() if hasattr(m, ROUTER)]
     with torch.no_grad():

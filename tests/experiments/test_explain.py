@@ -333,7 +333,7 @@ def test_a_class_without_examples_is_left_out(tmp_path, model_folder):
 
 
 def test_blocks(tmp_path, model_folder, data):
-    config = RadBlockPeftConfig(r=2, target_modules=["query"], router_after=0)
+    config = RadBlockPeftConfig(r=2, target_modules=["query"], router_after=0, keep_last=0)
     folder = untrained(tmp_path / "checkpoint", model_folder, config)
     answer = explain(
         ExplainOptions(str(folder), output=tmp_path / "out", task=str(data), text="sentence", label="verdict")

@@ -252,7 +252,7 @@ class BlockMethod(Method):
 
     def _peft_config(self, model: nn.Module) -> RadBlockPeftConfig:
         settings, target = self.settings, self.target
-        blocks = skippable_blocks(list(self.matrices), model, settings.router_after)
+        blocks = skippable_blocks(list(self.matrices), model, settings.router_after, settings.keep_last)
         width = hidden_width(model)
         overhead = len(blocks) * bypass_cost(width, settings.bypass_rank)
         overhead += router_cost(width, settings.router_hidden, len(blocks))
@@ -270,6 +270,7 @@ class BlockMethod(Method):
             alpha_pattern=plain.alpha_pattern,
             router_hidden=settings.router_hidden,
             router_after=settings.router_after,
+            keep_last=settings.keep_last,
             bypass_rank=settings.bypass_rank,
             exit=settings.patterns == "exit",
             blocks=blocks,

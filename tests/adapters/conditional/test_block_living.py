@@ -41,9 +41,8 @@ def drawn(model, seed=0):
 
 def config_for(family="bert", **fields):
     targets = list(find_matrices(bare(family)))
-    return RadBlockPeftConfig(
-        task_type="SEQ_CLS", target_modules=targets, r=2, fan_in_fan_out=family == "gpt2", **fields
-    )
+    fields = {"keep_last": 0, "fan_in_fan_out": family == "gpt2"} | fields
+    return RadBlockPeftConfig(task_type="SEQ_CLS", target_modules=targets, r=2, **fields)
 
 
 def skipping(family="bert", **fields):
@@ -126,6 +125,21 @@ def reference(model, inputs, bits):
                 hidden = hidden + hidden @ bypass.down.t() @ bypass.up.t()
         found.append(core.classifier(core.bert.pooler(hidden)))
     return torch.cat(found)
+
+
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_the_last_blocks_are_kept_by_every_input(last):
+    model = skipping(keep_last=last, threshold=1.0)
+    names = [f"bert.encoder.layer.{i}" for i in range(1, 5 - last)]
+    assert model.peft_config["default"].blocks == names == list(living_blocks(model.base_model.model))
+    logits(model, inputs_of())
+    assert bits_of(model).shape == (8, 4 - last)
+    assert not bits_of(model).any()
+
+
+def test_one_block_at_the_end_is_kept_unless_told_otherwise():
+    model = drawn(get_peft_model(bare(), RadBlockPeftConfig(target_modules=["query"], r=2)))
+    assert [name[-1] for name in model.peft_config["default"].blocks] == ["1", "2", "3"]
 
 
 @torch.no_grad()
@@ -340,7 +354,8 @@ def test_a_copy_skips_on_its_own():
 @pytest.mark.parametrize(
     ("family", "fields", "message"),
     [
-        ("bert", {"router_after": 4}, "no adapted block after it: its blocks are 0 to 4"),
+        ("bert", {"router_after": 4}, "keep_last 1, and .* no adapted block in between: its blocks are 0 to 4"),
+        ("bert", {"router_after": 1, "keep_last": 3}, "router_after is 1, keep_last 3, and"),
         ("t5", {}, "encoder-decoder model"),
     ],
 )
@@ -354,6 +369,7 @@ def test_models_without_skippable_blocks_are_refused(family, fields, message):
     ("fields", "message"),
     [
         ({"router_after": -1}, "counted from 0"),
+        ({"keep_last": -1}, "keep_last is -1; it must be at least 0"),
         ({"bypass_rank": 0}, "at least 1"),
         ({"kept_patterns": ["10", "110"]}, "strings of 0 and 1"),
         ({"kept_patterns": ["12"]}, "strings of 0 and 1"),

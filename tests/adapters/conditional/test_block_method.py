@@ -39,7 +39,7 @@ def bare(**fields):
 
 
 def made(model=None, *, steps=STEPS, seed=0, budget="r=8", **block):
-    config = Config(budget=budget, block=BlockSettings(**({"router_hidden": 4} | block)))
+    config = Config(budget=budget, block=BlockSettings(**({"router_hidden": 4, "keep_last": 0} | block)))
     return config.build(model or bare(), total_steps=steps, seed=seed)
 
 

@@ -128,7 +128,7 @@ def test_neither_order_nor_batches_nor_padding_change_a_decision(family, side):
 
 
 def test_blocks_are_those_that_the_router_keeps():
-    fields = {"r": 2, "rank_pattern": {}, "target_modules": ["query"], "router_after": 0}
+    fields = {"r": 2, "rank_pattern": {}, "target_modules": ["query"], "router_after": 0, "keep_last": 0}
     torch.manual_seed(0)
     base = tiny_model(num_hidden_layers=4)
     model = randomise(get_peft_model(base, RadBlockPeftConfig(**fields), adapter_name=ADAPTER), seed=5)

@@ -12,6 +12,7 @@ class RadBlockPeftConfig(ConditionalPeftConfig):
 
     Args:
         router_after: block after which the router decides, the first is 0.
+        keep_last: how many blocks at the end every input keeps.
         bypass_rank: rank of every bypass.
         exit: whether a block is kept only if all before it are.
         kept_patterns: the subsets that inputs may take, one string of 0 and 1 each, block by block; any if None.
@@ -21,6 +22,7 @@ class RadBlockPeftConfig(ConditionalPeftConfig):
     TYPE: ClassVar[str] = "RADBLOCK"
 
     router_after: int = field(default=0, metadata={"help": "block after which the router decides, the first is 0"})
+    keep_last: int = field(default=1, metadata={"help": "how many blocks at the end every input keeps"})
     bypass_rank: int = field(default=4, metadata={"help": "rank of the path that replaces a skipped block"})
     exit: bool = field(default=False, metadata={"help": "once a block is skipped so are all later ones"})
     kept_patterns: list[str] | None = field(
@@ -34,6 +36,8 @@ class RadBlockPeftConfig(ConditionalPeftConfig):
         super().__post_init__()
         if self.router_after < 0:
             raise ValueError(f"router_after is {self.router_after}; blocks are counted from 0")
+        if self.keep_last < 0:
+            raise ValueError(f"keep_last is {self.keep_last}; it must be at least 0")
         if self.bypass_rank < 1:
             raise ValueError(f"bypass_rank is {self.bypass_rank}; it must be at least 1")
         widths = {len(pattern) for pattern in self.kept_patterns or ()}

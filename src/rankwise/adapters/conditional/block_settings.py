@@ -17,9 +17,15 @@ class BlockSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     keep: Share = Field(
-        default=0.5, description="target share of the blocks after the router that are executed: '50%' or 0.5"
+        default=0.5, description="target share of the blocks that can be skipped and are executed: '50%' or 0.5"
     )
     router_after: int = Field(default=0, ge=0, description="block after which the router decides, the first is 0")
+    keep_last: int = Field(
+        default=1,
+        ge=0,
+        description="blocks at the end that every input keeps: what reads the hidden states (a classifier on the first "
+        "token, a language head) has learned to read theirs",
+    )
     router_hidden: int = Field(default=16, ge=1, description="width of the middle of the router")
     bypass_rank: int = Field(default=4, ge=1, description="rank of the low-rank path that replaces a skipped block")
     patterns: Patterns = Field(

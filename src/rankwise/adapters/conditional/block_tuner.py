@@ -38,8 +38,8 @@ def block_of(name: str) -> str | None:
     return None if place is None else ".".join(parts[: place + 1])
 
 
-def skippable_blocks(names: Sequence[str], model: nn.Module, router_after: int) -> list[str]:
-    """The blocks after the router that hold at least one of the modules `names`, in order.
+def skippable_blocks(names: Sequence[str], model: nn.Module, router_after: int, keep_last: int) -> list[str]:
+    """The blocks between the router's and the last `keep_last` that hold one of the modules `names`, in order.
 
     Raises:
         ModelError: there are none, or the modules are in several lists of blocks.
@@ -52,11 +52,11 @@ def skippable_blocks(names: Sequence[str], model: nn.Module, router_after: int) 
             f"them in {', '.join(lists) or 'none'}"
         )
     count = len(cast(nn.ModuleList, model.get_submodule(lists[0])))
-    found = [f"{lists[0]}.{i}" for i in range(router_after + 1, count) if f"{lists[0]}.{i}" in set(blocks)]
+    found = [f"{lists[0]}.{i}" for i in range(router_after + 1, count - keep_last) if f"{lists[0]}.{i}" in set(blocks)]
     if not found:
         raise ModelError(
-            f"router_after is {router_after}, and {type(model).__name__} has no adapted block after it: its blocks are "
-            f"0 to {count - 1}"
+            f"router_after is {router_after}, keep_last {keep_last}, and {type(model).__name__} has no adapted block in "
+            f"between: its blocks are 0 to {count - 1}"
         )
     return found
 
@@ -83,7 +83,7 @@ class RadBlockModel(ConditionalModel):
         config = cast(RadBlockPeftConfig, config)
         targets = self._targets(config)
         if config.blocks is None:
-            config.blocks = skippable_blocks(targets, self.model, config.router_after)
+            config.blocks = skippable_blocks(targets, self.model, config.router_after, config.keep_last)
         block = block_of(name)
         if block not in config.blocks or name != next(n for n in targets if block_of(n) == block):
             return
