@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from rankwise.adapters.attach import ADAPTER, Matrix, adapted_layers, attach_lora, find_matrices
 from rankwise.adapters.conditional.config import ConditionalPeftConfig
 from rankwise.adapters.conditional.context import Context, context_of
+from rankwise.adapters.conditional.router import opened
 from rankwise.adapters.conditional.tuner import NO_MERGE
 from rankwise.adapters.contract import AdapterConfig, Batches, Form, Method, ParameterCount, trainable_state
 from rankwise.adapters.distributed import all_mean
@@ -197,17 +198,17 @@ class ConditionalMethod(Method, ABC):
         self.context.all_open = False
         search = Search(self.tracker.target)
         for number in range(PASSES + 1):
-            chances = torch.sigmoid(self.observe(batches))
-            self.measured = float((chances > self.peft.threshold).double().mean())
+            logits = self.observe(batches)
+            gates = opened(logits, self.peft.threshold).double()
+            self.measured = float(gates.mean())
             search.tried.append((self.peft.threshold, self.measured))
             if search.off() <= CLOSE or number == PASSES:
                 break
-            read = between(chances, self.tracker.target)
+            read = between(logits, self.tracker.target)
             self.peft.threshold = search.next(read) if number < PASSES - 1 else search.best()
         self.context.recording = False
         self.context.seen.clear()
-        usage = (chances > self.peft.threshold).float().mean(0).tolist()
-        self.peft.usage = dict(zip(self.live(), usage, strict=True))
+        self.peft.usage = dict(zip(self.live(), gates.mean(0).tolist(), strict=True))
 
     @abstractmethod
     def observe(self, batches: Batches) -> Tensor:
@@ -316,9 +317,9 @@ def measured_examples(batches: Batches, model: nn.Module, limit: float = math.in
             return
 
 
-def between(chances: Tensor, share: float) -> float:
-    """The threshold above which a share of `chances` lies, half-way between two of them: far from flipping either."""
-    values = chances.flatten().double().sort(descending=True).values
+def between(logits: Tensor, share: float) -> float:
+    """The threshold above which a share of these lies, half-way between the chances of two: far from flipping either."""
+    values = torch.sigmoid(logits.flatten().double()).sort(descending=True).values
     above = min(max(round(share * len(values)), 1), len(values) - 1) if len(values) > 1 else 1
     return float(values[above - 1 : above + 1].mean())
 

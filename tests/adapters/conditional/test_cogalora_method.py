@@ -10,6 +10,7 @@ from tiny import batch, build, settings, tiny_data, tiny_model, tiny_tokenizer
 from torch.optim import AdamW
 
 from rankwise.adapters.attach import ADAPTER, adapted_layers
+from rankwise.adapters.conditional.tuner import ROUTER
 from rankwise.adapters.conditional_method import TOLERANCE, between
 from rankwise.errors import AllocationError, BudgetError, ConfigError
 from rankwise.training.fit import fit
@@ -114,10 +115,28 @@ chance_lists = st.lists(st.integers(1, 999), min_size=2, max_size=60, unique=Tru
 @given(chance_lists, st.floats(0.05, 0.95))
 def test_a_moved_threshold_meets_the_share_half_way_between_two(values, share):
     chances = torch.tensor(values, dtype=torch.float64) / 1000
-    threshold = between(chances, share)
+    threshold = between(torch.logit(chances), share)
     count = int((chances > threshold).sum())
     assert abs(count - share * len(values)) <= max(0.5, 1 - share * len(values), 1 - (1 - share) * len(values)) + 1e-9
     assert float((chances - threshold).abs().min()) >= 0.0004
+
+
+@pytest.mark.parametrize("name", ["cogalora", "radlora"])
+def test_shares_are_met_where_the_price_is_so_high_that_chances_are_one_in_single_precision(name):
+    method = build(name, **(FAST | {"active": 0.5}))
+    generator = torch.Generator().manual_seed(0)
+    for layer in adapted_layers(method.model).values():
+        router = getattr(layer, ROUTER)[ADAPTER]
+        with torch.no_grad():
+            router.up.copy_(torch.randn(router.up.shape, generator=generator) * 0.5)
+            router.up_bias[0] += 25.0
+    method.tracker.price, method.step = 24.0, 12
+    method._at(13)
+    method.model.eval()
+    inputs = {key: value for key, value in batch(64, seed=3).items() if key != "labels"}
+    method.conclude(lambda: [inputs])
+    assert abs(method.measured - 0.5) <= TOLERANCE
+    assert len({round(value, 3) for value in method.peft.usage.values()}) > 2
 
 
 @pytest.mark.slow

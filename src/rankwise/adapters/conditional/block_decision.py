@@ -11,13 +11,14 @@ One logit ℓ per skippable block, price b, temperature T (both the training met
   argmax_k Σ_j P_kj (ℓ_j - logit(threshold)), because log Π_j p_j^z (1 - p_j)^(1-z) = Σ_j z_j logit(p_j) + constant.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from rankwise.adapters.conditional.router import logit, opened
 
 _NEVER = 1e-12
 _HALVINGS = 60
@@ -53,9 +54,8 @@ def kept_bits(logits: Tensor, threshold: float, patterns: Tensor | None = None) 
         patterns: (K, blocks) of 0 and 1, the only rows allowed.
     """
     if patterns is None:
-        return (torch.sigmoid(logits.double()) > threshold).to(logits.dtype)  # float32 cannot tell σ(17) from 1
-    inner = min(max(threshold, _NEVER), 1 - _NEVER)
-    margins = logits.double() - math.log(inner / (1 - inner))
+        return opened(logits, threshold).to(logits.dtype)
+    margins = logits.double() - logit(min(max(threshold, _NEVER), 1 - _NEVER))
     allowed = patterns.to(margins)
     return allowed[(margins @ allowed.t()).argmax(1)].to(logits.dtype)
 

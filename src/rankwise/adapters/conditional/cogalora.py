@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rankwise.adapters.conditional.config import ConditionalPeftConfig
 from rankwise.adapters.conditional.context import Context
 from rankwise.adapters.conditional.register import register
-from rankwise.adapters.conditional.router import Router
+from rankwise.adapters.conditional.router import Router, opened
 from rankwise.adapters.conditional.tuner import ROUTER, ConditionalModel, ConditionalVariant, add_term
 from rankwise.errors import TrainingError
 
@@ -112,7 +112,7 @@ class CogaloraVariant(ConditionalVariant):
 
     def _opened(self, logits: Tensor, training: bool) -> Tensor:
         if not training:
-            return (torch.sigmoid(logits) > self.config.threshold).to(logits.dtype)
+            return opened(logits, self.config.threshold).to(logits.dtype)
         return straight_through(torch.sigmoid((logits - self.context.price) / self.context.temperature))
 
 

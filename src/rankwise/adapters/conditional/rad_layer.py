@@ -23,6 +23,7 @@ from rankwise.adapters.conditional.rad_cache import DecisionCache
 from rankwise.adapters.conditional.rad_config import RadloraPeftConfig
 from rankwise.adapters.conditional.rad_hyper import HYPER, add_generated
 from rankwise.adapters.conditional.rad_ranks import drawn_mask, rank_chances, settled_ranks, uniform_mask
+from rankwise.adapters.conditional.router import opened
 from rankwise.adapters.conditional.tuner import ROUTER, ConditionalVariant, add_term
 
 
@@ -143,7 +144,7 @@ def decided(outputs: Tensor, rank: int, config: RadloraPeftConfig) -> tuple[Tens
         rank: r.
         config: threshold, price and temperature.
     """
-    opened = torch.sigmoid(outputs[..., 0]) > config.threshold
-    ranks = settled_ranks(outputs[..., 1 : 1 + rank], config.rank_price, config.temperature) * opened
+    ranks = settled_ranks(outputs[..., 1 : 1 + rank], config.rank_price, config.temperature)
+    ranks = ranks * opened(outputs[..., 0], config.threshold)
     used = torch.arange(rank, device=outputs.device) < ranks[..., None]
     return ranks, coefficients(outputs, rank) * used

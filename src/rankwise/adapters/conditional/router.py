@@ -53,6 +53,21 @@ def router_cost(in_features: int, hidden: int, outputs: int = 1) -> int:
     return hidden * (in_features + 1) + outputs * (hidden + 1)
 
 
+def logit(chance: float) -> float:
+    """log(p / (1 - p)); minus infinity at 0 and below, infinity at 1 and above."""
+    if not 0 < chance < 1:
+        return math.inf if chance >= 1 else -math.inf
+    return math.log(chance) - math.log1p(-chance)
+
+
+def opened(logits: Tensor, threshold: float) -> Tensor:
+    """Where the probability is above the threshold.
+
+    Logits are compared, because in float32 σ(17) is 1 already and inputs could not be told apart any more.
+    """
+    return logits > logit(threshold)
+
+
 def stacked_logits(routers: Mapping[str, Router], seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What every router says of its own inputs; routers of one shape in one go.
 

@@ -26,7 +26,7 @@ from rankwise.adapters.conditional.rad_hyper import HYPER, Hyper
 from rankwise.adapters.conditional.rad_layer import decided
 from rankwise.adapters.conditional.rad_ranks import RankTracker, fitting_rank_price, rank_chances
 from rankwise.adapters.conditional.rad_tuner import routers_cost
-from rankwise.adapters.conditional.router import stacked_logits
+from rankwise.adapters.conditional.router import opened, stacked_logits
 from rankwise.adapters.conditional.tuner import ROUTER
 from rankwise.adapters.conditional_method import (
     CLOSE,
@@ -266,7 +266,7 @@ class Radlora(ConditionalMethod):
             if max(off) <= CLOSE or number == PASSES:
                 break
             if off[0] > CLOSE:
-                read = between(torch.sigmoid(outputs[..., 0]), self.tracker.target)
+                read = between(outputs[..., 0], self.tracker.target)
                 peft.threshold = search.next(read) if number < PASSES - 1 else search.best()
             self._refit_ranks(outputs)
         self.context.recording = False
@@ -378,9 +378,8 @@ class Radlora(ConditionalMethod):
     def _refit_ranks(self, outputs: Tensor) -> None:
         """Move the price of a component to where `outputs` meet the target of ranks."""
         peft, rank = self.peft, self.rank_tracker.rank
-        chances = torch.sigmoid(outputs[..., 0])
         logits, goal = outputs[..., 1 : 1 + rank], rank * self.rank_target
-        peft.rank_price = fitting_rank_price(logits, peft.temperature, goal, chances > peft.threshold)
+        peft.rank_price = fitting_rank_price(logits, peft.temperature, goal, opened(outputs[..., 0], peft.threshold))
 
 
 def _entropy(chances: Tensor) -> Tensor:
