@@ -318,7 +318,7 @@ def measured_examples(batches: Batches, model: nn.Module, limit: float = math.in
 
 
 def between(logits: Tensor, share: float) -> float:
-    """The threshold above which a share of these lies, half-way between the chances of two: far from flipping either."""
+    """The threshold above which a share of these lies, half-way between two chances: far from flipping either."""
     values = torch.sigmoid(logits.flatten().double()).sort(descending=True).values
     above = min(max(round(share * len(values)), 1), len(values) - 1) if len(values) > 1 else 1
     return float(values[above - 1 : above + 1].mean())

@@ -55,8 +55,8 @@ def skippable_blocks(names: Sequence[str], model: nn.Module, router_after: int, 
     found = [f"{lists[0]}.{i}" for i in range(router_after + 1, count - keep_last) if f"{lists[0]}.{i}" in set(blocks)]
     if not found:
         raise ModelError(
-            f"router_after is {router_after}, keep_last {keep_last}, and {type(model).__name__} has no adapted block in "
-            f"between: its blocks are 0 to {count - 1}"
+            f"router_after is {router_after}, keep_last {keep_last}, and {type(model).__name__} has no adapted block "
+            f"in between: its blocks are 0 to {count - 1}"
         )
     return found
 
