@@ -248,7 +248,7 @@ def main() -> None:
     parser.add_argument("--keep-last", type=int, default=1, help="see BlockSettings")
     parser.add_argument("--bypass-rank", type=int, default=8, help="see BlockSettings")
     parser.add_argument("--patterns", default="any", help="see BlockSettings")
-    parser.add_argument("--full-depth", type=float, default=0.4, help="see BlockSettings; annealing takes 0.3 more")
+    parser.add_argument("--full-depth", type=float, default=0.2, help="see BlockSettings; annealing takes 0.3 more")
     parser.add_argument("--distillation", type=float, default=1.0, help="see BlockSettings")
     parser.add_argument("--coldest", type=float, default=0.5, help="temperature of the decisions at the end")
     parser.add_argument("--max-length", type=int, default=128, help="tokens of a text")

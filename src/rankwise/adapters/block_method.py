@@ -56,7 +56,7 @@ def check_block(settings: BlockSettings, total_steps: int) -> list[Finding]:
             Finding(
                 "method.block.full_depth, method.block.annealing",
                 f"{settings.full_depth} and {settings.annealing} are steps {first} and {last} of {total_steps}; full "
-                "depth has to end before the annealing, and that with training at the latest, e.g. 0.4 and 0.7",
+                "depth has to end before the annealing, and that with training at the latest, e.g. 0.2 and 0.5",
             )
         )
     if min(settings.temperature) <= 0:

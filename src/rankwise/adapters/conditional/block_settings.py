@@ -34,10 +34,10 @@ class BlockSettings(BaseModel):
         "at most so many subsets, the most frequent ones of the training examples",
     )
     full_depth: Length = Field(
-        default=0.4, description="how long plain LoRA is trained with every block: steps, or a fraction of all steps"
+        default=0.2, description="how long plain LoRA is trained with every block: steps, or a fraction of all steps"
     )
     annealing: Length = Field(
-        default=0.7,
+        default=0.5,
         description="when the share reaches its target and the temperature its end: a step, or a fraction of all steps",
     )
     temperature: tuple[float, float] = Field(
