@@ -14,6 +14,7 @@ from tiny import batch, build, logits, settings, tiny_data, tiny_model, tiny_tok
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
 
 from rankwise.adapters.attach import ADAPTER, adapted_layers
+from rankwise.adapters.block_method import BlockMethod
 from rankwise.adapters.conditional_method import TOLERANCE as SHARE_TOLERANCE
 from rankwise.adapters.conditional_method import ConditionalConfig, ConditionalMethod
 from rankwise.adapters.contract import METHODS, Method
@@ -24,6 +25,7 @@ from rankwise.training.fit import fit, last_checkpoint, training_arguments
 FAMILIES = ("bert", "llama", "gpt2")
 ELSEWHERE = ("radlora",)
 """Methods whose budget and static form need references of their own: see their tests."""
+BLOCK = {"full_depth": 2, "annealing": 9, "keep_last": 0, "router_hidden": 2, "bypass_rank": 1}
 VARIANTS = {name: (name, {}) for name in METHODS if name not in ELSEWHERE} | {
     "glora": ("glora", {"warmup": 4}),
     "glora-again": ("glora", {"warmup": 2, "every": 3, "until": 9, "smoothing": 0.5, "signal": "norm_of_mean"}),
@@ -34,11 +36,14 @@ VARIANTS = {name: (name, {}) for name in METHODS if name not in ELSEWHERE} | {
     "cogalora": ("cogalora", {"budget": "r=8", "warmup": 2, "annealing": 9}),
     "cogalora-shared": ("cogalora", {"budget": "r=8", "warmup": 2, "annealing": 9, "router": "shared"}),
     "radlora": ("radlora", {"budget": "r=8", "warmup": 2, "annealing": 9, "router_hidden": 1}),
+    "radlora-block": ("radlora", {"budget": "r=8", "depth": "block", "block": BLOCK}),
 }
 """Every registered method under its name with settings that make it decide within twelve steps, and some others."""
 ADAPTERS = [key for key, (name, _) in VARIANTS.items() if "budget" in METHODS[name].model_fields]
 CONDITIONAL = [key for key in ADAPTERS if issubclass(METHODS[VARIANTS[key][0]], ConditionalConfig)]
 """Methods that decide per input: what they export is a PEFT type of our own, and plain LoRA only in the static form."""
+GATED = [key for key in CONDITIONAL if VARIANTS[key][1].get("depth") != "block"]
+"""Those that decide on adapters; the others on blocks."""
 PLAIN = [key for key in ADAPTERS if key not in CONDITIONAL]
 WRITTEN = {"pissa": 2}
 """Times the trained rank that a checkpoint holds, where not once: PiSSA's takes back what left the base weights too."""
@@ -173,8 +178,14 @@ def test_export_gives_the_same_logits_without_rankwise(trained, loaded, family, 
 
 @torch.no_grad()
 def with_average_gates(method):
-    """A copy of the base model with every adapter added at the share of training examples that use it."""
+    """A copy of the base model with every adapter added at the share of training examples that use it.
+
+    Of block mode, the model whose blocks are all run.
+    """
     model = copy.deepcopy(method.model)
+    if isinstance(method, BlockMethod):
+        model.peft_config[ADAPTER].threshold = -1.0
+        return model
     for name, layer in adapted_layers(model).items():
         a, b, base = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.get_base_layer()
         average = getattr(method.peft, "components", None) or method.peft.usage  # per component, or one for all
@@ -197,13 +208,13 @@ def test_own_type_loads_where_rankwise_is_imported_and_decides_alike(trained, fa
 @pytest.mark.parametrize("name", CONDITIONAL)
 @pytest.mark.parametrize("form", ["uniform", "merged"])
 def test_forms_without_decisions_are_refused_with_the_reason(trained, tmp_path, name, form):
-    with pytest.raises(ConfigError, match=rf"form: '{form}' is not possible: .* decide per input, so .* --form static"):
+    with pytest.raises(ConfigError, match=rf"form: '{form}' is not possible: .* --form static"):
         trained["bert", name][0].export(tmp_path / form, form)
     assert not (tmp_path / form).exists()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", CONDITIONAL)
+@pytest.mark.parametrize("name", GATED)
 def test_share_of_open_gates_is_met_and_gates_differ_between_inputs(trained, family, name):
     method, _, _ = trained[family, name]
     target = float(method.config.active)
@@ -349,7 +360,7 @@ class Recorder(TrainerCallback):
         assert len(held) == len({id(p) for p in held})
         assert {id(p) for p in trainable} == {id(p) for p in held}
         stateful = set(map(id, kwargs["optimizer"].state))
-        idle = isinstance(self.method, ConditionalMethod) and state.global_step <= self.method.tracker.first
+        idle = isinstance(self.method, ConditionalMethod | BlockMethod) and state.global_step <= self.method.tracker.first
         assert {id(p) for p in trainable if not idle or id(p) in stateful} == stateful
         for parameter, entry in kwargs["optimizer"].state.items():
             assert entry["exp_avg"].shape == entry["exp_avg_sq"].shape == parameter.shape
@@ -392,7 +403,7 @@ def decides(name):
     kind = type(made(name))
     return (
         kind.after_optimizer_step is not Method.after_optimizer_step
-        or kind.check_finished is ConditionalMethod.check_finished
+        or issubclass(kind, ConditionalMethod | BlockMethod)
     )
 
 

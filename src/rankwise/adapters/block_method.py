@@ -209,7 +209,7 @@ class BlockMethod(Method):
             "step": torch.tensor(self.step),
             "spread": torch.tensor(self.spread, dtype=torch.float64),
             "threshold": torch.tensor(self.peft.threshold, dtype=torch.float64),
-            "measured": torch.tensor(math.nan if self.measured is None else self.measured, dtype=torch.float64),
+            "measured": torch.tensor([] if self.measured is None else [self.measured], dtype=torch.float64),
             "usage": torch.tensor(list(usage.values()), dtype=torch.float64),
             "patterns": torch.empty(0) if patterns is None else patterns,
         }
@@ -223,8 +223,8 @@ class BlockMethod(Method):
                 parameter.copy_(state[name])
         self.tracker.price, self.step = float(state["rankwise.price"]), int(state["rankwise.step"])
         self.spread = float(state["rankwise.spread"])
-        measured, usage = float(state["rankwise.measured"]), state["rankwise.usage"].tolist()
-        self.measured = None if math.isnan(measured) else measured
+        self.measured = next(iter(state["rankwise.measured"].tolist()), None)
+        usage = state["rankwise.usage"].tolist()
         self.peft.threshold = float(state["rankwise.threshold"])
         self.peft.usage = dict(zip(self.peft.blocks or (), usage, strict=True)) if usage else None
         rows = ["".join(str(int(bit)) for bit in row) for row in state["rankwise.patterns"].tolist()]

@@ -82,7 +82,12 @@ def task_section(value: object) -> object:
     return value
 
 
-def _task(value: object) -> Plain:
+def task_config(value: object) -> Plain:
+    """A task's section, or its name, as its config class.
+
+    Raises:
+        ValueError: no such task, or a section that is wrong.
+    """
     return _chosen(task_section(value), TASKS, DEFAULT_TASK)
 
 
@@ -90,7 +95,8 @@ def _method(value: object) -> Plain:
     return _chosen(value, method_registry(), DEFAULT_METHOD)
 
 
-def _model(value: object) -> object:
+def model_section(value: object) -> object:
+    """A plain word is short for a base model's name."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -125,11 +131,13 @@ else:
     AnyMethod = Annotated[Any, BeforeValidator(_method), PlainSerializer(lambda method: method.model_dump(mode="json"))]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """What every section of a file is: frozen, finite numbers, no unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The base model."""
 
     name: str = Field(
@@ -140,7 +148,7 @@ class ModelConfig(_Section):
     revision: str | None = Field(default=None, description="commit, branch or tag of the Hugging Face id")
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """How long and how to train."""
 
     max_steps: int | None = Field(
@@ -188,7 +196,7 @@ class TrainingConfig(_Section):
         return self
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """What is measured on the validation examples."""
 
     metrics: tuple[str, ...] | None = Field(
@@ -202,7 +210,7 @@ class EvaluationConfig(_Section):
         return None if names is None else tuple(dict.fromkeys(map(_metric, names)))
 
 
-class Distribution(_Section):
+class Distribution(Section):
     """Where one searched value comes from."""
 
     type: Literal["float", "int", "categorical"] = Field(description="kind of value")
@@ -243,7 +251,7 @@ class Distribution(_Section):
         return f"{self.low:g} to {self.high:g}"
 
 
-class SweepConfig(_Section):
+class SweepConfig(Section):
     """A search over some of the values; no part of what a run is."""
 
     n_trials: int = Field(default=20, ge=1, description="trials")
@@ -259,14 +267,14 @@ class SweepConfig(_Section):
         return None if name is None else _metric(name)
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run: model, task, method, training, evaluation and a seed."""
 
-    model: Annotated[ModelConfig, BeforeValidator(_model)] = Field(
+    model: Annotated[ModelConfig, BeforeValidator(model_section)] = Field(
         default_factory=ModelConfig, description="base model (a plain word is short for its name)"
     )
-    task: Annotated[SerializeAsAny[TaskConfig], BeforeValidator(_task)] = Field(
-        default_factory=lambda: _task({}), description="what is learned (a plain word is short for its name)"
+    task: Annotated[SerializeAsAny[TaskConfig], BeforeValidator(task_config)] = Field(
+        default_factory=lambda: task_config({}), description="what is learned (a plain word is short for its name)"
     )
     method: AnyMethod = Field(
         default_factory=lambda: _method({}), description="how the model is adapted (a plain word is short for its name)"

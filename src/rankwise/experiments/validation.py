@@ -155,7 +155,7 @@ def _finding(item: Mapping[str, Any], data: Mapping[str, Any], words: Words) -> 
         return Finding(user, _unknown_key(parent, user, data, words))
     if item["type"] == "missing":
         return Finding(f"{words.path(path)}.{item['loc'][-1]}", "is missing")
-    return Finding(words.path(path), _message(item, key))
+    return Finding(words.path(path), message(item, key))
 
 
 def _data_path(loc: tuple[str | int, ...], data: object) -> str:
@@ -200,7 +200,8 @@ def _class_at(parent: str, data: Mapping[str, Any]) -> type[BaseModel] | None:
     return found
 
 
-def _message(item: Mapping[str, Any], key: str) -> str:
+def message(item: Mapping[str, Any], key: str) -> str:
+    """One of pydantic's errors in our words; `key` is the last word of its path."""
     value, context, kind = item.get("input"), item.get("ctx", {}), str(item["type"])
     shown = f"{value!r}"[:80]
     if kind in _BOUNDS:

@@ -39,7 +39,7 @@ from rankwise.adapters.conditional_method import (
     measured_examples,
     sample_size,
 )
-from rankwise.adapters.contract import METHODS, Batches, Method, refuse_impossible
+from rankwise.adapters.contract import METHODS, AdapterConfig, Batches, Method, refuse_impossible
 from rankwise.adapters.distributed import all_mean
 from rankwise.adapters.pairs import Pair, fold
 from rankwise.allocation.allocate import spent
@@ -102,8 +102,8 @@ class RadloraConfig(ConditionalConfig):
     def check(self, total_steps: int) -> list[Finding]:
         """See `ConditionalConfig.check`; the two budgets have to fit each other."""
         if self.depth == "block":
-            return check_block(self.block, total_steps)
-        found = super().check(total_steps)
+            return [*self._of_the_other_depth(), *check_block(self.block, total_steps)]
+        found = [*self._of_the_other_depth(), *super().check(total_steps)]
         if self.generator == "bank" and self.generator_rank is not None:
             found.append(Finding("method.generator_rank", "belongs to `generator: hyper`; leave it out with `bank`"))
         lowest = 0.0 if self.r_max is None else 1 / self.r_max
@@ -117,6 +117,18 @@ class RadloraConfig(ConditionalConfig):
                 )
             )
         return found
+
+    def _of_the_other_depth(self) -> list[Finding]:
+        """Settings that this depth would pass over in silence."""
+        fields = type(self).model_fields
+        own = fields.keys() - AdapterConfig.model_fields.keys() - {"depth", "block"}
+        idle = {"module": {"block"}, "block": own}[self.depth]
+        other = "block" if self.depth == "module" else "module"
+        return [
+            Finding(f"method.{name}", f"belongs to `depth: {other}`, and depth is `{self.depth}`; leave it out")
+            for name in fields
+            if name in idle and getattr(self, name) != fields[name].default
+        ]
 
     def build(self, model: nn.Module, *, total_steps: int, seed: int) -> Method:
         """Wrap the model with adapters of a rank per input, or make its blocks skippable.

@@ -1,0 +1,233 @@
+"""Verdicts: what the runs of a plan say about its claims. Computed from records and predictions alone, without torch.
+
+A claim is judged by `claim_tests` on the paired differences (ratios for costs) of its arm and its reference, every task
+at every budget counting as one task there. Over the claims of a plan p-values are adjusted by Holm, and a claim is
+`supported` or `refuted` only if that stands after the adjustment. Further words: `not tested` where runs are missing,
+`not testable` where the plan says so.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from rankwise.experiments.claim_power import holm, what_would_settle
+from rankwise.experiments.claim_statistics import Array, Tasks, evidence
+from rankwise.experiments.claim_tests import (
+    ClaimResult,
+    bound,
+    equivalence,
+    judge,
+    non_inferiority,
+    superiority,
+)
+from rankwise.experiments.plan import COSTS, MAIN, ClaimConfig, PlanConfig
+from rankwise.experiments.plan_runs import PlannedRun
+from rankwise.experiments.records import RunRecord
+from rankwise.tasks.metrics import METRICS
+
+Word: TypeAlias = Literal["supported", "refuted", "inconclusive", "not tested", "not testable"]
+COUNTED = ("parameters", "peak_parameters")
+"""Costs without noise."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The paired runs of one task at one budget, seed by seed."""
+
+    task: str
+    budget: str
+    arm: tuple[RunRecord, ...]
+    reference: tuple[RunRecord, ...]
+
+
+@dataclass(frozen=True)
+class ClaimVerdict:
+    """The verdict on one claim.
+
+    `result` is None where nothing was tested; `adjusted` is Holm's p-value (NaN without a test); `runs` are the ids of
+    every run that was used, `missing` those that would be; `settle` says what would decide an open claim.
+    """
+
+    claim: ClaimConfig
+    word: Word
+    result: ClaimResult | None
+    adjusted: float
+    runs: tuple[str, ...]
+    missing: tuple[str, ...]
+    settle: str
+    post_hoc: bool = False
+
+
+def verdicts(
+    plan: PlanConfig,
+    runs: Sequence[PlannedRun],
+    records: Mapping[str, RunRecord],
+    frozen: Mapping[str, str] | None = None,
+) -> list[ClaimVerdict]:
+    """One verdict per claim, in the plan's order.
+
+    Args:
+        plan: at its profile.
+        runs: of the plan.
+        records: completed runs, by run id.
+        frozen: claim id -> digest when the first run began; claims that are not among them are post hoc.
+    """
+    judged = [_judge(claim, plan, runs, records) for claim in plan.claims]
+    late = [frozen is not None and frozen.get(each.claim.id) != digest_of(each.claim) for each in judged]
+    groups = [[i for i, is_late in enumerate(late) if is_late is wanted] for wanted in (False, True)]
+    adjusted = [math.nan] * len(judged)
+    for group in groups:  # later claims do not weaken those that were there first
+        p = [None if (r := judged[i].result) is None else r.p for i in group]
+        for i, value in zip(group, holm(p) if plan.protocol.correction == "holm" else _plain(p), strict=True):
+            adjusted[i] = value
+    found = []
+    for each, value, is_late in zip(judged, adjusted, late, strict=True):
+        word = each.word
+        if word == "supported" and not math.isnan(value) and value >= plan.protocol.alpha:
+            word = "inconclusive"
+        found.append(replace(each, word=word, adjusted=value, post_hoc=is_late, settle=_settle(each, word)))
+    return found
+
+
+def digest_of(claim: ClaimConfig) -> str:
+    """What a claim is recognised by: everything but its wording."""
+    import hashlib
+
+    return hashlib.sha256(claim.model_dump_json(exclude={"text", "source", "reason"}).encode()).hexdigest()[:16]
+
+
+def _plain(p: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in p]
+
+
+def _judge(
+    claim: ClaimConfig, plan: PlanConfig, runs: Sequence[PlannedRun], records: Mapping[str, RunRecord]
+) -> ClaimVerdict:
+    if claim.kind == "not-testable":
+        return ClaimVerdict(claim, "not testable", None, math.nan, (), (), claim.reason)
+    wanted = [run for run in runs if run.arm in claim.arms and _about(claim, run)]
+    ids = tuple(dict.fromkeys(run.config.run_id for run in wanted))
+    missing = tuple(name for name in ids if name not in records)
+    tasks = {run.config.task.name for run in wanted}
+    budgets = {run.budget for run in wanted}
+    left_out = [name for name in claim.tasks or () if name not in tasks]
+    left_out += [name for name in claim.budgets or () if name not in budgets]
+    if missing or left_out or not wanted:
+        why = f"{len(missing)} of {len(ids)} runs are missing" if missing else ""
+        if left_out:
+            why = f"the plan at this profile leaves out {', '.join(left_out)}"
+        return ClaimVerdict(claim, "not tested", None, math.nan, (), missing, why or "no run is about it")
+    result = test(claim, cells(claim, wanted, records), plan.protocol.alpha, plan.protocol.tasks)
+    return ClaimVerdict(claim, result.verdict, result, math.nan, ids, (), "")
+
+
+def _about(claim: ClaimConfig, run: PlannedRun) -> bool:
+    return (claim.tasks is None or run.config.task.name in claim.tasks) and (
+        claim.budgets is None or run.budget in claim.budgets
+    )
+
+
+def cells(claim: ClaimConfig, runs: Sequence[PlannedRun], records: Mapping[str, RunRecord]) -> list[Cell]:
+    """The runs of a claim by task and budget, paired by seed."""
+    found = []
+    for task, budget in dict.fromkeys((run.config.task, run.budget) for run in runs):
+        here = [run for run in runs if run.config.task == task and run.budget == budget]
+        sides = [
+            {r.config.seed: records[r.config.run_id] for r in here if r.arm == arm}
+            for arm in (claim.arm, claim.reference)
+        ]
+        seeds = sorted(sides[0].keys() & sides[1].keys())
+        found.append(Cell(task.name, budget, *(tuple(side[seed] for seed in seeds) for side in sides)))
+    return found
+
+
+def values(claim: ClaimConfig, places: Sequence[Cell]) -> list[Array]:
+    """Differences arm minus reference of a metric, or ratios arm over reference of a cost: `(seeds,)` per cell."""
+    rows = []
+    for cell in places:
+        one, other = (np.array([measured(claim.metric, run) for run in side]) for side in (cell.arm, cell.reference))
+        rows.append(one / other if claim.metric in COSTS else one - other)
+    return rows
+
+
+def measured(metric: str, run: RunRecord) -> float:
+    """A metric or a cost of a run; `main` is the first of its metrics.
+
+    Raises:
+        KeyError: the run has no such metric.
+    """
+    if metric in COSTS:
+        return float(getattr(run, metric))
+    return run.metrics[next(iter(run.metrics)) if metric == MAIN else metric].value
+
+
+def test(claim: ClaimConfig, places: Sequence[Cell], alpha: float, tasks: Tasks) -> ClaimResult:
+    """The test that a claim asks for.
+
+    Of costs less is better, and a margin m is a factor: at most 1 + m, less than 1 / (1 + m).
+    """
+    rows = values(claim, places)
+    cost = claim.metric in COSTS
+    if claim.kind == "bound":
+        limit, side = (claim.at_most, "at most") if claim.at_most is not None else (claim.at_least, "at least")
+        assert limit is not None
+        return bound(
+            rows,
+            limit,
+            "at most" if side == "at most" else "at least",
+            scale="ratio" if cost else "difference",
+            counted=claim.metric in COUNTED,
+            alpha=alpha,
+            tasks=tasks,
+        )
+    if not cost:
+        better = "higher" if _higher_is_better(claim, places) else "lower"
+        if claim.kind == "equivalence":
+            return equivalence(rows, claim.margin, alpha=alpha, tasks=tasks)
+        one_sided = superiority if claim.kind == "superiority" else non_inferiority
+        return one_sided(
+            rows, claim.margin, better="higher" if better == "higher" else "lower", alpha=alpha, tasks=tasks
+        )
+    factor = 1 + claim.margin
+    above, below = {
+        "superiority": (0.0, 1 / factor),
+        "non-inferiority": (0.0, factor),
+        "equivalence": (1 / factor, factor),
+    }[claim.kind]
+    if claim.metric in COUNTED:
+        return _counted(rows, claim, above, below, alpha)
+    found = evidence([np.log(row) for row in rows], tasks, rounding=1e-9)
+    return judge(claim.kind, found, alpha, above or -math.inf, below, "ratio")
+
+
+def _counted(rows: Sequence[Array], claim: ClaimConfig, above: float, below: float, alpha: float) -> ClaimResult:
+    """Numbers without noise: supported if every ratio lies in the range, refuted if none does."""
+    upper = bound(list(rows), below, "at most", scale="ratio", counted=True, alpha=alpha)
+    every = np.concatenate(list(rows))
+    kept = (every <= below) & (every >= above)
+    word: Literal["supported", "refuted", "inconclusive"] = (
+        "supported" if kept.all() else "inconclusive" if kept.any() else "refuted"
+    )
+    return replace(upper, kind=claim.kind, verdict=word, above=above, below=below)
+
+
+def _higher_is_better(claim: ClaimConfig, places: Sequence[Cell]) -> bool:
+    name = next(iter(places[0].arm[0].metrics)) if claim.metric == MAIN else claim.metric
+    return METRICS[name].higher_is_better
+
+
+def _settle(verdict: ClaimVerdict, word: Word) -> str:
+    if word != "inconclusive":
+        return verdict.settle
+    assert verdict.result is not None
+    if verdict.result.verdict != "inconclusive":
+        return "one claim less in the plan, or more seeds: it stands alone, but not after the correction"
+    if any(seeds < 2 for seeds in verdict.result.seeds):
+        return "at least two seeds per task"
+    seeds = what_would_settle(verdict.result)
+    if seeds is None:
+        return "more than 999 seeds, if estimate and spread stayed as they are"
+    return f"about {seeds} seeds per task, if estimate and spread stayed as they are"
