@@ -360,7 +360,9 @@ class Recorder(TrainerCallback):
         assert len(held) == len({id(p) for p in held})
         assert {id(p) for p in trainable} == {id(p) for p in held}
         stateful = set(map(id, kwargs["optimizer"].state))
-        idle = isinstance(self.method, ConditionalMethod | BlockMethod) and state.global_step <= self.method.tracker.first
+        idle = (
+            isinstance(self.method, ConditionalMethod | BlockMethod) and state.global_step <= self.method.tracker.first
+        )
         assert {id(p) for p in trainable if not idle or id(p) in stateful} == stateful
         for parameter, entry in kwargs["optimizer"].state.items():
             assert entry["exp_avg"].shape == entry["exp_avg_sq"].shape == parameter.shape
@@ -401,9 +403,8 @@ def test_training_loss_is_the_task_loss_alone(tmp_path, name):
 def decides(name):
     """Whether a method has anything to do while training goes on."""
     kind = type(made(name))
-    return (
-        kind.after_optimizer_step is not Method.after_optimizer_step
-        or issubclass(kind, ConditionalMethod | BlockMethod)
+    return kind.after_optimizer_step is not Method.after_optimizer_step or issubclass(
+        kind, ConditionalMethod | BlockMethod
     )
 
 

@@ -235,6 +235,14 @@ def test_best_model_at_the_end(tmp_path, name):
             method.export(tmp_path / "out")
 
 
+def test_best_model_at_the_end_of_a_method_that_cuts_is_refused_before_it_trains(tmp_path):
+    method = build("cogalora", budget="r=8", warmup=2, annealing=9, drop_below=0.1)
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    with pytest.raises(TrainingError, match="leave out one of load_best_model_at_end and drop_below"):
+        stock(method, tmp_path, eval_strategy="steps", eval_steps=2, save_total_limit=None, **options)
+    assert method.step == 0
+
+
 def test_adapter_that_was_taken_off_comes_back_with_a_saved_state(tmp_path):
     method = build("lora", budget="r=3")
     expected, ranks = logits(method.model), method.rank_pattern()

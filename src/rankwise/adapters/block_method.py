@@ -34,7 +34,7 @@ from rankwise.adapters.conditional.block_tuner import NO_UNLOAD, RadBlockModel, 
 from rankwise.adapters.conditional.context import Context, context_of
 from rankwise.adapters.conditional.router import Router, router_cost
 from rankwise.adapters.conditional.tuner import ROUTER
-from rankwise.adapters.conditional_method import TOLERANCE, measured_examples, sample_size
+from rankwise.adapters.conditional_method import FAR, TOLERANCE, measured_examples, sample_size
 from rankwise.adapters.contract import AdapterConfig, Batches, Form, Method, ParameterCount, trainable_state
 from rankwise.adapters.distributed import all_mean
 from rankwise.adapters.export import export_adapter, lora_pairs, new_directory
@@ -59,8 +59,9 @@ def check_block(settings: BlockSettings, total_steps: int) -> list[Finding]:
                 "depth has to end before the annealing, and that with training at the latest, e.g. 0.2 and 0.5",
             )
         )
-    if min(settings.temperature) <= 0:
-        found.append(Finding("method.block.temperature", f"{settings.temperature} must be positive, e.g. [2.0, 0.5]"))
+    if not all(0 < value < math.inf for value in settings.temperature):
+        text = f"{settings.temperature} must be positive and finite, e.g. [2.0, 0.5]"
+        found.append(Finding("method.block.temperature", text))
     return found
 
 
@@ -147,6 +148,10 @@ class BlockMethod(Method):
             means = torch.tensor(both, dtype=torch.float64, device=self._logits.device)
             all_mean([means])
             self.tracker.price, now = means.tolist()
+            if abs(self.tracker.price) > FAR:
+                with torch.no_grad():
+                    self._gate_biases().sub_(self.tracker.price)
+                self.tracker.price = 0.0
             self.spread += self.tracker.rate * (now - self.spread)
         if self.distillation.phase == "imitate":
             for parameter in self.router.parameters():  # its zeros would leave Adam's second moment at 0 for later
@@ -172,7 +177,7 @@ class BlockMethod(Method):
             self.peft.kept_patterns = frequent_patterns(free, self.settings.patterns, share)
             level = fitting_level(logits, share, pattern_rows(self.peft.kept_patterns))
         # into the router's bias: a price that has gone far up leaves no probabilities to tell apart
-        self.router.up_bias[: 1 if self.peft.exit else None] -= level
+        self._gate_biases().sub_(level)
         bits = kept_bits(logits - level, 0.5, pattern_rows(self.peft.kept_patterns))
         self.peft.threshold = 0.5
         self.measured = float(bits.double().mean())
@@ -246,6 +251,10 @@ class BlockMethod(Method):
         with new_directory(directory) as folder:
             self.model.save_pretrained(str(folder))
         return directory
+
+    def _gate_biases(self) -> Tensor:
+        """What the router adds to every block's logit; with early exit the first output is in all of them."""
+        return self.router.up_bias[: 1 if self.peft.exit else None]
 
     def _settled(self, pooled: Tensor) -> Tensor:
         return settled(self.router(pooled), exit_early=self.peft.exit)

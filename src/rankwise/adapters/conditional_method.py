@@ -44,6 +44,8 @@ MEASURED = 256
 """Training examples that are measured on when training ends, at most."""
 LASTING = 0.2
 """What stays of the bonus for gates that tell inputs apart when the annealing has ended."""
+FAR = 8.0
+"""A price beyond this goes into the routers' biases: nearer to 1 than σ(8), chances cannot be told apart for long."""
 PASSES = 8
 """Over them, at most: moving the threshold changes what later routers see."""
 
@@ -67,6 +69,7 @@ class ConditionalConfig(AdapterConfig, ABC):
     entropy: float = Field(
         default=0.05,
         ge=0,
+        allow_inf_nan=False,
         description="weight of a bonus for gates that some inputs open and others do not (entropy of a gate's mean "
         "over the batch), fading to a fifth with the annealing; against gates that end always or never open",
     )
@@ -84,8 +87,10 @@ class ConditionalConfig(AdapterConfig, ABC):
                     "has to end before the annealing, and the annealing with training at the latest, e.g. 0.1 and 0.7",
                 )
             )
-        if min(self.temperature) <= 0:
-            found.append(Finding("method.temperature", f"{self.temperature} must be positive, such as [2.0, 0.5]"))
+        if not all(0 < value < math.inf for value in self.temperature):
+            found.append(
+                Finding("method.temperature", f"{self.temperature} must be positive and finite, such as [2.0, 0.5]")
+            )
         return found
 
 
@@ -183,10 +188,23 @@ class ConditionalMethod(Method, ABC):
             price = torch.tensor(self.tracker.price, dtype=torch.float64, device=self._logits.device)
             all_mean([price])
             self.tracker.price = float(price)
+            if abs(self.tracker.price) > FAR:
+                self.charge()
         self._logits = None
         self.context.recorded.clear()
         self.step = step
         self._at(step + 1)
+
+    @torch.no_grad()
+    def charge(self) -> None:
+        """Take the price off the routers' biases, once and for all: the logits minus the price stay what they were."""
+        for bias in self.gate_biases():
+            bias -= self.tracker.price
+        self.tracker.price = 0.0
+
+    @abstractmethod
+    def gate_biases(self) -> list[Tensor]:
+        """What the routers add to the logits of gates, to be changed in place."""
 
     def price_temperature(self) -> float:
         """The temperature at which the share that the price has to meet is taken."""
@@ -195,7 +213,7 @@ class ConditionalMethod(Method, ABC):
     @torch.no_grad()
     def conclude(self, batches: Batches) -> None:
         """Measure the share of open gates; move the threshold until it is met."""
-        self.context.all_open = False
+        self.start_inference()
         search = Search(self.tracker.target)
         for number in range(PASSES + 1):
             logits = self.observe(batches)
@@ -209,6 +227,12 @@ class ConditionalMethod(Method, ABC):
         self.context.recording = False
         self.context.seen.clear()
         self.peft.usage = dict(zip(self.live(), gates.mean(0).tolist(), strict=True))
+
+    def start_inference(self) -> None:
+        """From now on gates are what they will be in use, and their threshold is 0.5."""
+        self.context.all_open = False
+        self.charge()
+        self.context.price, self.peft.threshold = 0.0, 0.5
 
     @abstractmethod
     def observe(self, batches: Batches) -> Tensor:

@@ -120,6 +120,11 @@ class Method(ABC):
         """Called once per optimizer step after the weights moved; returns the ranks to change to, if any."""
         return None
 
+    @property
+    def cuts_at_the_end(self) -> bool:
+        """Whether `conclude` takes adapters off, so that no earlier checkpoint fits the model any more."""
+        return False
+
     def conclude(self, batches: Batches) -> None:
         """Called once after the last step, with the training data: the place to measure and to set what inference
         needs. Like `prepare`, it draws from a random stream of its own."""

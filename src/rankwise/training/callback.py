@@ -84,6 +84,12 @@ class RankwiseCallback(TrainerCallback):
                 f"the method was built for {self.total_steps} optimizer steps, the trainer will run {state.max_steps}; "
                 "pass the same number to both"
             )
+        if args.load_best_model_at_end and self.method.cuts_at_the_end:
+            raise TrainingError(
+                "load_best_model_at_end is set, and the method takes adapters off after the last step, so that an "
+                "earlier checkpoint does not fit the model any more: leave out one of load_best_model_at_end and "
+                "drop_below"
+            )
         if kwargs.get("model") is not self.method.model:
             raise TrainingError("the trainer's model is not the method's: pass method.model to the trainer")
         if state.global_step == 0 and self._kept_promise:

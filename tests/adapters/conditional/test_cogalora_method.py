@@ -71,6 +71,27 @@ def test_at_the_end_the_price_is_that_of_the_hard_gates():
     assert method.peft.threshold == pytest.approx(1 / (1 + math.exp(-method.tracker.price)))
 
 
+@pytest.mark.parametrize(("name", "options"), [("cogalora", {}), ("cogalora", {"router": "shared"}), ("radlora", {})])
+def test_a_price_that_goes_far_goes_into_the_biases(name, options):
+    """Logits that drift away take their gates along, not out of what probabilities can tell apart."""
+    method = build(name, **(FAST | {"active": 0.5} | options))
+    before = [bias.detach().clone() for bias in method.gate_biases()]
+    other = {n: p.clone() for n, p in method.model.named_parameters() if not n.endswith("up_bias")}
+    noise = torch.randn(64, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for step in range(1, 60):
+        moved = float(before[0][0] - method.gate_biases()[0].detach()[0])  # what the method has charged so far
+        method._logits = noise + 500.0 - moved
+        method.before_optimizer_step(step)
+        assert abs(method.tracker.price) <= 8.0
+        assert 0.0 < method.peft.threshold < 1.0
+    charged = [was - bias.detach() for was, bias in zip(before, method.gate_biases(), strict=True)]
+    assert float(charged[0][0]) + method.tracker.price == pytest.approx(500.0, abs=1.0)
+    for each in charged:
+        torch.testing.assert_close(each, charged[0][0].expand_as(each))
+    now = dict(method.model.named_parameters())
+    assert all(torch.equal(now[name], value) for name, value in other.items())
+
+
 def written_out(method, goal, weight):
     """What the penalty should be for what was recorded."""
     layers = adapted_layers(method.model)

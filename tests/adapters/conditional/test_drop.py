@@ -169,6 +169,7 @@ def test_what_was_taken_off_stays_off_in_checkpoints_and_exports(tmp_path, kind)
     load_method(fresh, tmp_path)
     assert torch.equal(logits(fresh.model), expected)
     assert fresh.rank_pattern() == method.rank_pattern()
+    assert fresh.peft.dropped == method.peft.dropped
     save_method(build("cogalora", router=kind, active=0.3, drop_below=0.4, **FAST), tmp_path)
     with pytest.raises(TrainingError, match="adapters that were taken off since"):
         load_method(fresh, tmp_path)

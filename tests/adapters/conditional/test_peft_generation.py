@@ -6,6 +6,8 @@ import pytest
 import torch
 from gated import causal_model, context, decisions, fill, gated, gated_config, padded, rows_of, tokens
 
+from rankwise.errors import ModelError
+
 FAMILIES = ("llama", "gpt2")
 KINDS = ("module", "shared")
 WAYS = {
@@ -53,8 +55,6 @@ def prefill(model, inputs):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("padding", [0, 3])
 def test_every_step_uses_the_decisions_of_the_prompt(family, kind, way, padding):
-    if family == "gpt2" and way == "static cache":
-        pytest.skip("one family is enough")
     model = lm(family, kind)
     wanted = prefill(model, tokens())
     assert any(0 < float(gates.mean()) < 1 for gates in wanted.values())
@@ -132,6 +132,24 @@ def test_a_copied_cache_of_a_prompt_keeps_its_decisions():
     step(model, tokens(6, seed=2)["input_ids"])
     step(model, tokens(6, 2, seed=3)["input_ids"], twin)
     assert all(torch.equal(gates, wanted[key]) for key, gates in decisions(model).items())
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"prefill_chunk_size": 3}, {"assistant_model": causal_model()}, {"prompt_lookup_num_tokens": 2}],
+    ids=lambda option: next(iter(option)),
+)
+def test_prefills_that_are_not_the_prompt_are_refused(option):
+    with pytest.raises(ValueError, match=f"`{next(iter(option))}` is set: .* decide once, from the whole prompt"):
+        lm().generate(**tokens(), **LENGTH, **option)
+
+
+def test_a_cache_that_was_spread_out_is_refused():
+    model = lm()
+    cache = step(model, tokens()["input_ids"]).past_key_values
+    cache.batch_repeat_interleave(2)
+    with pytest.raises(ModelError, match="the cache holds 6 examples that were decided on, and 12 go on from it"):
+        step(model, tokens(12, 2, seed=3)["input_ids"], cache)
 
 
 def test_the_next_text_is_decided_anew():

@@ -223,11 +223,15 @@ def test_padding_is_no_prompt():
         model(**inputs)
 
 
-def test_no_warning_in_evaluation_nor_for_labels_of_other_models():
-    model = gated(causal_model(), gated_config("llama"))
+def test_texts_that_are_scored_without_a_prompt_are_warned_of_too():
+    """The decision sees every token, so an early token's loss is not that of a model that reads on."""
+    model, inputs = gated(causal_model(), gated_config("llama")), answered(prompt=0)
+    with torch.no_grad(), pytest.warns(UserWarning, match="labels mark no prompt"):
+        model(**inputs)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("error")
-        model(**answered(prompt=0))
+        model(**inputs)
+        model(**tokens())
 
 
 def test_labels_of_tokens_do_not_hide_them_from_other_models():

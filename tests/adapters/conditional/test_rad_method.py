@@ -75,6 +75,8 @@ def test_at_most_the_budget_and_half_of_what_is_replaced(family, budget):
         ({"router_hidden": 9}, "make the routers smaller"),
         ({"r_max": 40}, "r_max is 40, and one of the matrices has full rank 32"),
         ({"active": 0.5, "rank_budget": 0.02}, "0.64 components on average"),
+        ({"generator": "hyper", "generator_rank": 10**9}, "generator_rank is 1000000000, .* use less than 32"),
+        ({"generator": "hyper", "generator_rank": 60}, "generator_rank is 60, and networks factorised"),
     ],
 )
 def test_budgets_that_cannot_be_met(fields, words):
@@ -89,6 +91,10 @@ def test_budgets_that_cannot_be_met(fields, words):
         ({"rank_budget": 0.05, "r_max": 8}, "rank_budget: 0.05 has to be below"),
         ({"generator_rank": 3}, "belongs to `generator: hyper`"),
         ({"warmup": 0.9}, "warm-up has to end before"),
+        ({"temperature": (float("nan"), 1.0)}, "must be positive and finite"),
+        ({"depth": "block", "block": {"temperature": (2.0, float("inf"))}}, "must be positive and finite"),
+        ({"depth": "block", "active": 0.3}, "method.active: belongs to `depth: module`, and depth is `block`"),
+        ({"block": {"keep": 0.3}}, "method.block: belongs to `depth: block`, and depth is `module`"),
         ({"depth": "block", "block": {"full_depth": 0.9}}, "block.full_depth"),
     ],
 )

@@ -251,3 +251,11 @@ def test_shuffles(kind):
     model, order = classifier(kind), torch.tensor([5, 0, 3, 1, 4, 2])
     expected = out(model, tokens())
     torch.testing.assert_close(out(model, rows_of(tokens(), order)), expected[order], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("cache", [0, 8])
+def test_a_model_that_has_seen_gradients_in_inference_can_be_copied(kind, cache):
+    model = classifier(kind, cache=cache).eval()
+    model(**tokens()).logits.sum().backward()
+    twin = copy.deepcopy(model)
+    assert torch.equal(out(twin, tokens()), out(model, tokens()))

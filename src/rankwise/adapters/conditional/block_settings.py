@@ -46,9 +46,14 @@ class BlockSettings(BaseModel):
         "standard deviation over examples and blocks, once that is above 1",
     )
     distillation: float = Field(
-        default=1.0, ge=0, description="weight of the distance to what the model says at full depth; 0 turns it off"
+        default=1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the distance to what the model says at full depth; 0 turns it off",
     )
-    distillation_temperature: float = Field(default=2.0, gt=0, description="what both logits are divided by for it")
+    distillation_temperature: float = Field(
+        default=2.0, gt=0, allow_inf_nan=False, description="what both logits are divided by for it"
+    )
 
     @field_validator("patterns")
     @classmethod

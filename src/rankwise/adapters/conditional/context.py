@@ -74,8 +74,15 @@ class Context:
         self._pooled: tuple[weakref.ref[Tensor], str | None, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies: what belongs to a pass that goes on stays behind."""
-        return self.__dict__ | {"_last": _Pass(), "_waiting": deque(maxlen=PASSES), "_pooled": None}
+        """For copies: what belongs to a pass stays behind; decisions made with gradients hold its graph."""
+        fresh = {
+            "_last": _Pass(),
+            "_waiting": deque(maxlen=PASSES),
+            "_pooled": None,
+            "_passes": None,
+            "_decoding": False,
+        }
+        return self.__dict__ | fresh | {"kept": {}, "seen": {}, "recorded": {}, "rows": {}}
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the base model."""
@@ -86,7 +93,7 @@ class Context:
         before = self._before(given.get("past_key_values"), shape[0]) if not module.training else None
         self._decoding = before is not None
         self.kept = {} if before is None else before
-        tokens = None if self._decoding else self._tokens(given, inputs, training=module.training)
+        tokens = None if self._decoding else self._tokens(given, inputs)
         self._last, self._pooled = _Pass(shape, tokens), None
         if module.training and torch.is_grad_enabled():
             self._last.first, self._last.grad = _sequence_number(), True
@@ -189,13 +196,18 @@ class Context:
         """Decisions that hold already, if these tokens go on from others."""
         grown = getattr(cache, "get_seq_length", lambda: 0)() > 0
         made_for, kept = getattr(cache, _KEPT, (self._last.shape[0], self.kept)) if grown else (0, {})
+        if hasattr(cache, _KEPT) and kept and made_for != batch:
+            raise ModelError(
+                f"the cache holds {made_for} examples that were decided on, and {batch} go on from it; give the model "
+                "the whole prompts of all of them"
+            )
         if not grown and self._passes:
             made_for, kept = self._last.shape[0], self.kept
         return kept if kept and made_for == batch else None
 
-    def _tokens(self, given: Mapping[str, Any], inputs: Tensor | None, *, training: bool) -> Tensor | None:
+    def _tokens(self, given: Mapping[str, Any], inputs: Tensor | None) -> Tensor | None:
         tokens, marked = token_weights(given, inputs, prompts=self._prompts)
-        if training and marked is not None and not self._warned:
+        if marked is not None and not self._warned:
             self._warned = warn_of_no_prompt(marked)
         return tokens
 

@@ -6,7 +6,7 @@ so that PEFT saves, loads, activates and deletes it like A and B. What layers sh
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,6 +99,20 @@ class ConditionalVariant(LoraVariant, ABC):
         raise ValueError(NO_MERGE.format(kind=self.config.TYPE))
 
 
+PREFILLS = ("prefill_chunk_size", "assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens")
+"""Kinds of generation whose first pass does not see the prompt and nothing else."""
+
+
+def _refuse_other_prefills(kwargs: Mapping[str, Any]) -> None:
+    config = kwargs.get("generation_config")
+    for name in PREFILLS:
+        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+            raise ValueError(
+                f"`{name}` is set: adapters that decide per input decide once, from the whole prompt and nothing else, "
+                "and this kind of generation shows them a part of it or more; leave it out"
+            )
+
+
 def add_term(
     result: Tensor, x: Tensor, a: Tensor, b: Tensor, weights: Tensor, scaling: float, ranks: Tensor | None = None
 ) -> Tensor:
@@ -183,6 +197,7 @@ class ConditionalModel(LoraModel, ABC):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:  # noqa: ANN401 - PEFT's
         names = kwargs.get("adapter_names")
+        _refuse_other_prefills(kwargs)
         beams = kwargs.get("num_beams")
         if names is not None and isinstance(beams, int) and beams > 1:  # generate repeats every example so many times
             names = [name for name in names for _ in range(beams)]

@@ -5,6 +5,7 @@ share of open gates is brought to `active`; an adapter whose gate is closed cost
 with one shared router. Gating cannot make the whole model much cheaper: adapters are one or two percent of its compute.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Literal, final
@@ -84,6 +85,15 @@ class Cogalora(ConditionalMethod):
             self.spread = self.spread + RATE * (wide - self.spread) if self.spread else wide
         super().before_optimizer_step(step)
 
+    @property
+    def cuts_at_the_end(self) -> bool:
+        """See `Method.cuts_at_the_end`."""
+        return self.config.drop_below is not None
+
+    def gate_biases(self) -> list[Tensor]:
+        """See `ConditionalMethod.gate_biases`."""
+        return [router.up_bias for router in self._routers().values()]
+
     def price_temperature(self) -> float:
         """See `ConditionalMethod.price_temperature`; towards the end the share is that of hard gates."""
         return self.context.temperature * (1 - HARDNESS * self._progress(self.step + 1))
@@ -124,8 +134,10 @@ class Cogalora(ConditionalMethod):
         self.peft.dropped = {"modules": gone, "before": before, "after": after}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """See `ConditionalMethod.state_dict`; with the unit of the temperature."""
-        return super().state_dict() | {"rankwise.spread": torch.tensor(self.spread, dtype=torch.float64)}
+        """See `ConditionalMethod.state_dict`; with the unit of the temperature, and what was taken off."""
+        dropped = torch.tensor(list(json.dumps(self.peft.dropped).encode()), dtype=torch.uint8)
+        spread = torch.tensor(self.spread, dtype=torch.float64)
+        return super().state_dict() | {"rankwise.spread": spread, "rankwise.dropped": dropped}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """See `ConditionalMethod.load_state_dict`; adapters that had been taken off are taken off again."""
@@ -138,6 +150,7 @@ class Cogalora(ConditionalMethod):
             )
         take_off(self.model, [name for name in live if name not in held])
         self.spread = float(state["rankwise.spread"])
+        self.peft.dropped = json.loads(bytes(state["rankwise.dropped"].tolist()))
         super().load_state_dict(state)
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ from rankwise.adapters.block_method import BlockMethod, check_block
 from rankwise.adapters.conditional.block_settings import BlockSettings
 from rankwise.adapters.conditional.rad_bank import fill_banks, smallest_banks
 from rankwise.adapters.conditional.rad_config import RadloraPeftConfig
-from rankwise.adapters.conditional.rad_hyper import HYPER, Hyper
+from rankwise.adapters.conditional.rad_hyper import HYPER, Hyper, hyper_cost
 from rankwise.adapters.conditional.rad_layer import decided
 from rankwise.adapters.conditional.rad_ranks import RankTracker, fitting_rank_price, rank_chances
 from rankwise.adapters.conditional.rad_tuner import routers_cost
@@ -214,9 +214,10 @@ class Radlora(ConditionalMethod):
 
     def left_for_ranks(self, model: nn.Module) -> Target:
         """What is left for banks of the budget, or of half of what they replace if that is less; without routers."""
-        if self.config.generator == "hyper":  # not bound by the budget
-            return self.target
         rank = self.largest_rank()
+        if self.config.generator == "hyper":  # not bound by the budget
+            self._check_middle(rank)
+            return self.target
         half = rank * sum(self.costs.values()) // 2
         left = min(self._allowed(), half) - self.overhead()
         least = smallest_banks(self._sizes(), rank)
@@ -227,6 +228,16 @@ class Radlora(ConditionalMethod):
                 "Raise the budget, make the routers smaller (router_hidden), lower r_max, or use cogalora"
             )
         return Target(left, "parameters")
+
+    def _check_middle(self, rank: int) -> None:
+        middle, sizes = self.config.generator_rank, self._sizes().values()
+        whole = sum(hyper_cost(*size, rank, None) for size in sizes)
+        if middle is not None and sum(hyper_cost(*size, rank, middle) for size in sizes) >= whole:
+            narrowest = min(matrix.in_features for matrix in self.matrices.values())
+            raise BudgetError(
+                f"radlora: generator_rank is {middle}, and networks factorised at that width have more parameters than "
+                f"whole ones ({whole:,}); use less than {narrowest}, the narrowest input"
+            )
 
     def logits(self) -> Tensor:
         """See `ConditionalMethod.logits`; keeps the rank's for `penalty`."""
@@ -243,6 +254,10 @@ class Radlora(ConditionalMethod):
         penalty = penalty + self.rank_tracker.penalty(chances, self._open_chances(), self.step + 1)
         bonus = self.config.entropy * max(1 - self._progress(self.step + 1), LASTING)
         return penalty - bonus * _entropy(chances.mean(0)) if bonus else penalty
+
+    def gate_biases(self) -> list[Tensor]:
+        """See `ConditionalMethod.gate_biases`: the first output is the gate's."""
+        return [getattr(layer, ROUTER)[ADAPTER].up_bias[:1] for layer in adapted_layers(self.model).values()]
 
     def price_temperature(self) -> float:
         """See `ConditionalMethod.price_temperature`."""
@@ -265,7 +280,7 @@ class Radlora(ConditionalMethod):
     @torch.no_grad()
     def conclude(self, batches: Batches) -> None:
         """Measure both shares; move the threshold and the price of a component until they are met."""
-        self.context.all_open = False
+        self.start_inference()
         peft, rank = self.peft, self.rank_tracker.rank
         search = Search(self.tracker.target)
         for number in range(PASSES + 1):
