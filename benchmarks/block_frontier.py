@@ -3,7 +3,7 @@
     RANKWISE_DATA=… python benchmarks/block_frontier.py --tasks glue/sst2,glue/qnli --output results.jsonl
 
 One JSON line per finished point; points whose line is there are skipped, so a killed run goes on where it was. A point
-is a task, a target share of blocks, a seed and a number of steps. Uniform LoRA of the same budget and the same steps is
+is a task, a target share of the blocks that can be skipped, a seed and a number of steps. Uniform LoRA of the same budget and the same steps is
 a point of its own (`keep: 1`): what all others are compared with.
 
 Merged LoRA is the base architecture itself, so latency is compared with a plain model; the two take turns on the same
@@ -17,10 +17,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -233,6 +233,44 @@ def _identity(point: Point) -> dict[str, object]:
     return fields
 
 
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Means over seeds; the loss against LoRA is paired by seed, ± its standard error."""
+    plain = {(line["point"]["task"], line["point"]["seed"]): line for line in lines if line["point"]["keep"] == 1}
+    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for line in lines:
+        point = line["point"]
+        if point["keep"] < 1 and (point["task"], point["seed"]) in plain:
+            groups.setdefault((point["task"], point["keep"]), []).append(line)
+    head = (
+        "task",
+        "keep",
+        "seeds",
+        "LoRA",
+        "accuracy",
+        "loss, points",
+        "blocks",
+        "FLOPs",
+        "p50, batch 1",
+        "p50, batch 8",
+    )
+    rows = [head, ("---",) * len(head)]
+    for (task, keep), found in sorted(groups.items()):
+        base = [plain[task, line["point"]["seed"]]["accuracy"] for line in found]
+        lost = [100 * (one - line["accuracy"]) for one, line in zip(base, found, strict=True)]
+        error = f" ± {statistics.stdev(lost) / len(lost) ** 0.5:.1f}" if len(lost) > 1 else ""
+
+        def mean(*path: str, found: Sequence[Mapping[str, Any]] = found) -> str:
+            values = [line[path[0]][path[1]] if len(path) > 1 else line[path[0]] for line in found]
+            return f"{statistics.fmean(values):.3f}"
+
+        rows.append(
+            (task, f"{keep:g}", str(len(found)), f"{statistics.fmean(base):.3f}", mean("accuracy"))
+            + (f"{statistics.fmean(lost):.1f}{error}", mean("share_of_all_blocks"), mean("flops_ratio"))
+            + (mean("latency_1", "p50_ratio"), mean("latency_8", "p50_ratio"))
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def main() -> None:
     """Run what is missing, one line per point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -256,7 +294,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--quick", action="store_true", help="60 steps, one seed, one target: does it run?")
     parser.add_argument("--output", type=Path, default=Path("block_frontier.jsonl"), help="results file")
+    parser.add_argument("--table", action="store_true", help="print a results file as a Markdown table, run nothing")
     options = parser.parse_args()
+    if options.table:
+        print(table([json.loads(line) for line in options.output.read_text().splitlines()]))
+        return
     options.targets = [float(part) for part in options.targets.split(",")]
     if options.quick:
         options.steps, options.seeds, options.targets, options.examples = 60, 1, [0.5], 80
