@@ -3,8 +3,8 @@
     RANKWISE_DATA=… python benchmarks/block_frontier.py --tasks glue/sst2,glue/qnli --output results.jsonl
 
 One JSON line per finished point; points whose line is there are skipped, so a killed run goes on where it was. A point
-is a task, a target share of the blocks that can be skipped, a seed and a number of steps. Uniform LoRA of the same budget and the same steps is
-a point of its own (`keep: 1`): what all others are compared with.
+is a task, a target share of the blocks that can be skipped, a seed and a number of steps. Uniform LoRA of the same
+budget and the same steps is a point of its own (`keep: 1`): what all others are compared with.
 
 Merged LoRA is the base architecture itself, so latency is compared with a plain model; the two take turns on the same
 inputs in one process, at batch 1 and 8, LoRA merged in both. Accuracy is that of the whole validation split, batched as
@@ -264,9 +264,18 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
             return f"{statistics.fmean(values):.3f}"
 
         rows.append(
-            (task, f"{keep:g}", str(len(found)), f"{statistics.fmean(base):.3f}", mean("accuracy"))
-            + (f"{statistics.fmean(lost):.1f}{error}", mean("share_of_all_blocks"), mean("flops_ratio"))
-            + (mean("latency_1", "p50_ratio"), mean("latency_8", "p50_ratio"))
+            (
+                task,
+                f"{keep:g}",
+                str(len(found)),
+                f"{statistics.fmean(base):.3f}",
+                mean("accuracy"),
+                f"{statistics.fmean(lost):.1f}{error}",
+                mean("share_of_all_blocks"),
+                mean("flops_ratio"),
+                mean("latency_1", "p50_ratio"),
+                mean("latency_8", "p50_ratio"),
+            )
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
