@@ -12,6 +12,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from rankwise.errors import DataError
+from rankwise.experiments.claim_examples import as_noisy
 from rankwise.experiments.claim_statistics import (
     Differences,
     Evidence,
@@ -240,7 +241,8 @@ def _with_seeds(found: Evidence, seeds: int) -> Evidence:
     between = max(found.between, 0.0)
     within = float(np.mean(np.square(found.spreads))) / seeds
     variance = between + within if found.reading == "random" and len(counts) > 1 else math.nan
-    return from_spreads(found.mean, found.spreads, counts, found.reading, between, variance)
+    grown = from_spreads(found.mean, found.spreads, counts, found.reading, between, variance)
+    return as_noisy(grown, found)
 
 
 def _power(shift: float, seeds: int, tasks: int, alpha: float, sides: Sides) -> float:

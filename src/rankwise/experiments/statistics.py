@@ -164,6 +164,19 @@ def compare_arms(
     )
 
 
+def variance_of_examples(
+    arm: Sequence[RunRecord], reference: Sequence[RunRecord], predictions: Predictions, metric: str
+) -> tuple[float, int]:
+    """Variance of the mean difference over draws of the evaluation examples, seeds fixed; and how many there are.
+
+    Raises:
+        DataError: as `compare_arms`.
+    """
+    pairs = _pair(arm, reference)
+    predicted, right = _matrix([one for one, _ in pairs] + [other for _, other in pairs], predictions)
+    return _variance_of_examples(metric, predicted, right), len(right)
+
+
 def _half_width(from_seeds: float, seeds: int, from_examples: float, examples: int, confidence: float) -> float:
     tail = (1 + confidence) / 2
     square = float(stats.t.ppf(tail, examples - 1)) ** 2 * from_examples

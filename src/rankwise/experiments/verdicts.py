@@ -13,19 +13,14 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from rankwise.experiments.claim_examples import on_examples
 from rankwise.experiments.claim_power import holm, what_would_settle
 from rankwise.experiments.claim_statistics import Array, Tasks, evidence
-from rankwise.experiments.claim_tests import (
-    ClaimResult,
-    bound,
-    equivalence,
-    judge,
-    non_inferiority,
-    superiority,
-)
+from rankwise.experiments.claim_tests import ClaimResult, bound, judge
 from rankwise.experiments.plan import COSTS, MAIN, ClaimConfig, PlanConfig
 from rankwise.experiments.plan_runs import PlannedRun
 from rankwise.experiments.records import RunRecord
+from rankwise.experiments.statistics import Predictions, variance_of_examples
 from rankwise.tasks.metrics import METRICS
 
 Word: TypeAlias = Literal["supported", "refuted", "inconclusive", "not tested", "not testable"]
@@ -66,6 +61,7 @@ def verdicts(
     runs: Sequence[PlannedRun],
     records: Mapping[str, RunRecord],
     frozen: Mapping[str, str] | None = None,
+    predictions: Predictions | None = None,
 ) -> list[ClaimVerdict]:
     """One verdict per claim, in the plan's order.
 
@@ -74,8 +70,9 @@ def verdicts(
         runs: of the plan.
         records: completed runs, by run id.
         frozen: claim id -> digest when the first run began; claims that are not among them are post hoc.
+        predictions: of the records, on the main validation split; see `result_of`.
     """
-    judged = [_judge(claim, plan, runs, records) for claim in plan.claims]
+    judged = [_judge(claim, plan, runs, records, predictions) for claim in plan.claims]
     late = [frozen is not None and frozen.get(each.claim.id) != digest_of(each.claim) for each in judged]
     groups = [[i for i, is_late in enumerate(late) if is_late is wanted] for wanted in (False, True)]
     adjusted = [math.nan] * len(judged)
@@ -104,7 +101,11 @@ def _plain(p: Sequence[float | None]) -> list[float]:
 
 
 def _judge(
-    claim: ClaimConfig, plan: PlanConfig, runs: Sequence[PlannedRun], records: Mapping[str, RunRecord]
+    claim: ClaimConfig,
+    plan: PlanConfig,
+    runs: Sequence[PlannedRun],
+    records: Mapping[str, RunRecord],
+    predictions: Predictions | None,
 ) -> ClaimVerdict:
     if claim.kind == "not-testable":
         return ClaimVerdict(claim, "not testable", None, math.nan, (), (), claim.reason)
@@ -120,7 +121,7 @@ def _judge(
         if left_out:
             why = f"the plan at this profile leaves out {', '.join(left_out)}"
         return ClaimVerdict(claim, "not tested", None, math.nan, (), missing, why or "no run is about it")
-    result = test(claim, cells(claim, wanted, records), plan.protocol.alpha, plan.protocol.tasks)
+    result = result_of(claim, cells(claim, wanted, records), plan.protocol.alpha, plan.protocol.tasks, predictions)
     return ClaimVerdict(claim, result.verdict, result, math.nan, ids, (), "")
 
 
@@ -164,54 +165,76 @@ def measured(metric: str, run: RunRecord) -> float:
     return run.metrics[next(iter(run.metrics)) if metric == MAIN else metric].value
 
 
-def test(claim: ClaimConfig, places: Sequence[Cell], alpha: float, tasks: Tasks) -> ClaimResult:
+def result_of(
+    claim: ClaimConfig, places: Sequence[Cell], alpha: float, tasks: Tasks, predictions: Predictions | None = None
+) -> ClaimResult:
     """The test that a claim asks for.
 
     Of costs less is better, and a margin m is a factor: at most 1 + m, less than 1 / (1 + m).
+
+    Args:
+        claim: testable.
+        places: the paired runs.
+        alpha: one-sided level.
+        tasks: how the tasks are read.
+        predictions: of these runs; without them the noise of the evaluation examples is left out.
     """
     rows = values(claim, places)
-    cost = claim.metric in COSTS
-    if claim.kind == "bound":
-        limit, side = (claim.at_most, "at most") if claim.at_most is not None else (claim.at_least, "at least")
-        assert limit is not None
-        return bound(
-            rows,
-            limit,
-            "at most" if side == "at most" else "at least",
-            scale="ratio" if cost else "difference",
-            counted=claim.metric in COUNTED,
-            alpha=alpha,
-            tasks=tasks,
-        )
-    if not cost:
-        better = "higher" if _higher_is_better(claim, places) else "lower"
-        if claim.kind == "equivalence":
-            return equivalence(rows, claim.margin, alpha=alpha, tasks=tasks)
-        one_sided = superiority if claim.kind == "superiority" else non_inferiority
-        return one_sided(
-            rows, claim.margin, better="higher" if better == "higher" else "lower", alpha=alpha, tasks=tasks
-        )
-    factor = 1 + claim.margin
-    above, below = {
-        "superiority": (0.0, 1 / factor),
-        "non-inferiority": (0.0, factor),
-        "equivalence": (1 / factor, factor),
-    }[claim.kind]
+    above, below = edges(claim, places)
+    kind = claim.kind if claim.kind != "bound" else "at most" if claim.at_most is not None else "at least"
     if claim.metric in COUNTED:
-        return _counted(rows, claim, above, below, alpha)
-    found = evidence([np.log(row) for row in rows], tasks, rounding=1e-9)
-    return judge(claim.kind, found, alpha, above or -math.inf, below, "ratio")
+        return _counted(rows, kind, above, below, alpha)
+    if claim.metric in COSTS:
+        return judge(kind, evidence([np.log(row) for row in rows], tasks, rounding=1e-9), alpha, above, below, "ratio")
+    found = evidence(rows, tasks)
+    if predictions is not None:
+        found = on_examples(found, *examples_noise(claim.metric, places, predictions))
+    return judge(kind, found, alpha, above, below)
 
 
-def _counted(rows: Sequence[Array], claim: ClaimConfig, above: float, below: float, alpha: float) -> ClaimResult:
+def edges(claim: ClaimConfig, places: Sequence[Cell]) -> tuple[float, float]:
+    """Between what the claim says that the true mean lies: a difference, or a ratio of costs."""
+    margin = claim.margin
+    if claim.kind == "bound":
+        return (
+            -math.inf if claim.at_least is None else claim.at_least,
+            math.inf if claim.at_most is None else claim.at_most,
+        )
+    if claim.metric in COSTS:
+        factor = 1 + margin
+        above = 1 / factor if claim.kind == "equivalence" else -math.inf
+        return above, 1 / factor if claim.kind == "superiority" else factor
+    if claim.kind == "equivalence":
+        return -margin, margin
+    edge = margin if claim.kind == "superiority" else -margin
+    return (edge, math.inf) if _higher_is_better(claim, places) else (-math.inf, -edge)
+
+
+def examples_noise(metric: str, places: Sequence[Cell], predictions: Predictions) -> tuple[float, float]:
+    """Standard error and degrees of freedom of the mean difference over draws of the evaluation examples.
+
+    Cells of one task share their examples, so their errors add up; those of different tasks add in quadrature.
+    """
+    by_task: dict[str, float] = {}
+    fewest = math.inf
+    for cell in places:
+        name = next(iter(cell.arm[0].metrics)) if metric == MAIN else metric
+        found, examples = variance_of_examples(cell.arm, cell.reference, predictions, name)
+        by_task[cell.task] = by_task.get(cell.task, 0.0) + math.sqrt(found)
+        fewest = min(fewest, examples)
+    return math.hypot(*by_task.values()) / len(places), fewest - 1
+
+
+def _counted(rows: Sequence[Array], kind: str, above: float, below: float, alpha: float) -> ClaimResult:
     """Numbers without noise: supported if every ratio lies in the range, refuted if none does."""
-    upper = bound(list(rows), below, "at most", scale="ratio", counted=True, alpha=alpha)
+    found = bound(list(rows), 1.0, scale="ratio", counted=True, alpha=alpha)
     every = np.concatenate(list(rows))
     kept = (every <= below) & (every >= above)
     word: Literal["supported", "refuted", "inconclusive"] = (
         "supported" if kept.all() else "inconclusive" if kept.any() else "refuted"
     )
-    return replace(upper, kind=claim.kind, verdict=word, above=above, below=below)
+    note = "" if kept.all() or not kept.any() else f"{int(kept.sum())} of {len(kept)} values are within"
+    return replace(found, kind=kind, verdict=word, above=above, below=below, note=note)
 
 
 def _higher_is_better(claim: ClaimConfig, places: Sequence[Cell]) -> bool:
