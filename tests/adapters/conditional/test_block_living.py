@@ -1,6 +1,8 @@
 """Models whose blocks are skipped: exactness, independence from the batch, PEFT's life cycle."""
 
 import copy
+import io
+import pickle
 import re
 
 import pytest
@@ -9,6 +11,17 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from tiny import batch, logits, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    BloomConfig,
+    BloomForSequenceClassification,
+    FalconConfig,
+    FalconForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+    T5Config,
+    T5ForTokenClassification,
+)
+from transformers.models.t5.modeling_t5 import T5Block
 
 from rankwise.adapters.attach import find_matrices
 from rankwise.adapters.conditional.block_bypass import bypass_cost
@@ -185,6 +198,73 @@ def test_an_output_depends_on_neither_batch_nor_padding(family, patterns):
     assert torch.equal(bits_of(model), bits)
 
 
+HEADS = {"vocab_size": 60, "pad_token_id": 0, "num_labels": 3, "hidden_size": 32, "num_attention_heads": 2}
+ODD = {
+    "bloom": (BloomForSequenceClassification, BloomConfig, {"n_layer": 5}, "query_key_value"),
+    "falcon": (FalconForSequenceClassification, FalconConfig, {"num_hidden_layers": 5, "alibi": True}, "dense"),
+    "mpnet": (MPNetForSequenceClassification, MPNetConfig, {"num_hidden_layers": 5, "intermediate_size": 64}, "q"),
+    "t5": (T5ForTokenClassification, T5Config, {"num_layers": 5, "d_model": 32, "d_kv": 16, "d_ff": 64}, "q"),
+}
+"""Their blocks take tensors, or hand them on, that nobody can tell the rows of."""
+
+
+def odd(family):
+    torch.manual_seed(0)
+    model, config, fields, target = ODD[family]
+    fields = HEADS | fields
+    if family == "t5":
+        fields["num_heads"] = fields.pop("num_attention_heads")
+        del fields["hidden_size"]
+    adapter = RadBlockPeftConfig(target_modules=[target], r=2, keep_last=1)
+    return drawn(get_peft_model(model(config(**fields)), adapter)).eval()
+
+
+def uneven(count=6):
+    inputs = inputs_of(count)
+    for value in inputs.values():
+        value[1::2, 6:] = 0
+    return inputs
+
+
+@pytest.mark.parametrize("kept", [None, 0.0, 1.0])
+@pytest.mark.parametrize("inputs", [inputs_of(6), uneven()], ids=["even", "uneven"])
+@pytest.mark.parametrize("family", ODD)
+def test_an_output_of_odd_blocks_depends_on_no_batch(family, inputs, kept):
+    model = odd(family)
+    if kept is None:
+        spread(model, inputs)
+    else:
+        model.peft_config["default"].threshold = -1.0 if kept else 2.0
+    whole = logits(model, inputs)
+    assert kept is None or bits_of(model).eq(kept).all()
+    for row in range(6):
+        length = int(inputs["attention_mask"][row].sum())
+        alone = logits(model, {name: value[row : row + 1, :length] for name, value in inputs.items()})
+        expected = whole[row : row + 1, :length] if family == "t5" else whole[row : row + 1]
+        torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("patterns", [None, ["000"], ["101"]])
+@torch.no_grad()
+def test_what_a_block_hands_on_reaches_the_next_even_where_it_is_skipped(patterns):
+    """T5's first block makes relative positions, and every block hands them on."""
+    model, inputs = odd("t5"), inputs_of(6)
+    if patterns is None:
+        spread(model, inputs)
+    model.peft_config["default"].kept_patterns = patterns
+    found, bits = logits(model, inputs), bits_of(model)
+    core = model.base_model.model
+    records = list(living_blocks(core).values())
+    for row, kept in enumerate(bits.tolist()):
+        hidden, positions = core.transformer.encoder.embed_tokens(inputs["input_ids"][row : row + 1]), None
+        for number, block in enumerate(core.transformer.encoder.block):
+            through, positions, _ = T5Block.forward(block, hidden, position_bias=positions)
+            run = number in (0, 4) or kept[number - 1]
+            hidden = through if run else records[number - 1].around(hidden)
+        alone = core.classifier(core.transformer.encoder.final_layer_norm(hidden))
+        torch.testing.assert_close(found[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+
+
 def test_early_exit_skips_everything_after_the_first_skipped_block():
     model, inputs = skipping(exit=True), inputs_of()
     spread(model, inputs)
@@ -349,6 +429,32 @@ def test_a_copy_skips_on_its_own():
         for parameter in model.parameters():
             parameter.add_(1.0)
     assert torch.equal(logits(twin, inputs), before)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_pickled_and_stored_whole(merged):
+    model, inputs = skipping(), inputs_of()
+    spread(model, inputs)
+    if merged:
+        model = model.base_model.merge_static().eval()
+    before, stored = logits(model, inputs), io.BytesIO()
+    torch.save(model, stored)
+    stored.seek(0)
+    twins = [pickle.loads(pickle.dumps(model)), torch.load(stored, weights_only=False)]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    for twin in twins:
+        assert torch.equal(logits(twin, inputs), before)
+        assert {type(m) for m in twin.modules()} == {type(m) for m in model.modules()}
+
+
+def test_a_merged_model_is_not_saved_as_another(tmp_path):
+    merged = skipping().base_model.merge_static()
+    for model in (merged, copy.deepcopy(merged)):
+        with pytest.raises(ValueError, match="Save the adapter before merging"):
+            model.save_pretrained(tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

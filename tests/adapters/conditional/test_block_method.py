@@ -227,6 +227,47 @@ def test_distillation_is_in_the_gradient_and_not_in_the_loss():
             torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
 
 
+@pytest.mark.parametrize("phase", ["imitate", "distil"])
+def test_an_output_that_is_a_tuple_teaches_alike(phase):
+    """Asked for in the call, or by the config."""
+    inputs, gained = batch(), []
+    for asked, config in (({}, True), ({"return_dict": False}, True), ({}, False)):
+        method = made(keep=0.3)
+        method.model.config.return_dict = config
+        if phase == "distil":
+            second_phase(method)
+            method.tracker.price = method.context.price = 2.0
+        torch.manual_seed(0)
+        output = method.model.train()(**inputs, **asked)
+        loss = output[0]
+        loss.backward()
+        gained.append({n: p.grad for n, p in method.model.named_parameters() if p.grad is not None})
+        assert isinstance(output, tuple) is (bool(asked) or not config)
+        assert output[1].shape == method.model(input_ids=inputs["input_ids"], **asked)[0].shape == (4, 3)
+    for other in gained[1:]:
+        assert gained[0].keys() == other.keys()
+        for name, gradient in gained[0].items():
+            assert torch.equal(gradient, other[name]), name
+
+
+def test_full_depth_pass_leaves_no_weight_without_a_gradient_under_autocast(monkeypatch):
+    """Autocast keeps what it made of a weight; what it made without a graph would serve the pass that is trained.
+
+    Torch 2.13 keeps the two apart by itself, older ones do not: hence the count.
+    """
+    method = second_phase(made(distillation=1.0))
+    cleared, clear = [], torch.clear_autocast_cache
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: (clear(), cleared.append(1)))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = method.model.train()(**batch()).loss
+        assert len(cleared) == 1  # leaving autocast clears it too
+        loss.backward()
+    for name, parameter in method.model.named_parameters():
+        assert not parameter.requires_grad or parameter.grad is not None, name
+        if ".layer.0." in name and ".lora_B." in name:
+            assert parameter.grad.abs().max() > 0, name
+
+
 def test_distances():
     teacher, student = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     labels = torch.tensor([[-100, -100, 4], [-100, 2, -100]])
@@ -354,6 +395,32 @@ def test_draws_stay_open_however_large_logits_become():
     assert spread > 100
     assert before < 3
     assert method.context.temperature > 0.1 * spread
+
+
+def test_half_trained_state_goes_on_alike(tmp_path):
+    """With logits so large that they stretch the temperature."""
+
+    def go_on(method, steps):
+        for step in steps:
+            torch.manual_seed(step)
+            loss = method.model.train()(**batch(8, seed=step)).loss
+            method.penalty()
+            method.before_optimizer_step(step)
+            yield loss.item(), method.spread, method.tracker.price, method.context.temperature, method.peft.threshold
+
+    method = second_phase(made())
+    first = method.tracker.first + 1
+    with torch.no_grad():
+        method.router.up.normal_(std=1e2)
+    list(go_on(method, range(first, first + 3)))
+    assert method.spread > 2
+    save_method(method, tmp_path)
+    fresh = made(seed=5)
+    load_method(fresh, tmp_path)
+    for name in ("price", "temperature", "all_open"):
+        assert getattr(fresh.context, name) == getattr(method.context, name), name
+    rest = range(first + 3, first + 6)
+    assert list(go_on(fresh, rest)) == list(go_on(method, rest))
 
 
 def test_threshold_follows_the_price_while_training():

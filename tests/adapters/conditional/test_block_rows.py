@@ -32,9 +32,17 @@ def test_what_nobody_knows_is_not_guessed(value):
         take_rows({"novelty": value}, ROWS, 4)
 
 
-def test_unknown_tensor_of_another_size_is_shared():
-    table = torch.zeros(7, 2)
+def test_unknown_tensor_with_one_row_is_shared_by_several_examples():
+    table = torch.zeros(1, 7, 2)
     assert take_rows({"novelty": table}, ROWS, 4)["novelty"] is table
+    with pytest.raises(UnknownArgument):
+        take_rows({"novelty": table}, torch.tensor([0]), 1)  # the example's own, as far as anyone knows
+
+
+@pytest.mark.parametrize("name", ["alibi", "attention_mask"])
+def test_rows_of_examples_and_heads_are_not_guessed(name):
+    with pytest.raises(UnknownArgument):
+        take_rows({name: torch.zeros(8, 1, 5)}, ROWS, 4)
 
 
 def filled(rows):

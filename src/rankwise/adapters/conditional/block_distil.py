@@ -103,6 +103,7 @@ class SelfDistillation:
         if not wanted or self.phase != "distil" or not self.weight:
             return
         given = {name: value for name, value in kwargs.items() if name not in ("labels", "num_items_in_batch")}
+        given["return_dict"] = True
         modules = [module for module in model.modules() if module.training]
         self._teaching = True
         try:
@@ -117,15 +118,21 @@ class SelfDistillation:
             torch.clear_autocast_cache()  # what autocast kept of this pass has no gradient
 
     def _learn(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ANN401
-        if not self._wanted(model) or getattr(output, "loss", None) is None:
+        if not self._wanted(model):
+            return output
+        loss, logits = loss_and_logits(output)
+        if loss is None:
             return output
         if self._taught is not None:
-            scale = self.weight * share_of_step(kwargs, output.logits)
-            apart = scale * distance(output.logits, self._taught, self.temperature, kwargs.get("labels"))
+            scale = self.weight * share_of_step(kwargs, logits)
+            apart = scale * distance(logits, self._taught, self.temperature, kwargs.get("labels"))
         else:
-            apart = self._imitation(output.loss)
+            apart = self._imitation(loss)
         self._taught = None
-        output["loss"] = output.loss + (apart - apart.detach())
+        loss = loss + (apart - apart.detach())
+        if isinstance(output, tuple):
+            return loss, *output[1:]
+        output["loss"] = loss
         return output
 
     def _imitation(self, like: Tensor) -> Tensor:
@@ -134,6 +141,14 @@ class SelfDistillation:
         routers = [p for record in self.blocks for p in record.router_parameters() if p.requires_grad]
         idle = [p.float().sum() * 0 for p in routers]  # DDP and optimizers expect a gradient of everything
         return sum([IMITATION * torch.stack(found).mean()] if found else [], sum(idle, like.new_zeros(()).float()))
+
+
+def loss_and_logits(output: Any) -> tuple[Tensor | None, Any]:  # noqa: ANN401 - a model's, as a tuple or by name
+    """Of a model's output; the loss is None if there is none, which in a tuple is a first part that is no scalar."""
+    if not isinstance(output, tuple):
+        return getattr(output, "loss", None), getattr(output, "logits", None)
+    scalar = isinstance(output[0], Tensor) and output[0].dim() == 0
+    return (output[0], output[1]) if scalar else (None, output[0])
 
 
 def share_of_step(kwargs: dict[str, Any], logits: Tensor) -> Tensor | float:

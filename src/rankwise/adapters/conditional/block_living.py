@@ -63,6 +63,12 @@ class Record:
         self.parameters: tuple[str, ...] = ()
         self.imitation: list[Tensor] | None = None  # of this pass, where bypasses are to learn from their blocks
         self.rest: tuple[None, ...] | None = None  # what the block returns beside hidden states; known once it has run
+        self.more = False  # some of it is not None: the next block may need it of all rows, so all are run
+
+    def note(self, result: Any) -> None:  # noqa: ANN401 - the block's
+        """See what the block returns beside hidden states."""
+        beside = result[1:] if isinstance(result, tuple) else ()
+        self.rest, self.more = (None,) * len(beside), any(part is not None for part in beside)
 
     def router_parameters(self) -> list[nn.Parameter]:
         """Of all routers that lie in this block."""
@@ -157,7 +163,7 @@ class LivingBlock(nn.Module):
         record.decide(args[0] if args else kwargs["hidden_states"], training=self.training)
         result = super().__call__(*args, **kwargs)
         if record.imitation is not None and self.training:
-            record.imitate(args[0] if args else kwargs["hidden_states"], _first(result, record))
+            record.imitate(args[0] if args else kwargs["hidden_states"], _first(result))
         return result
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the block's
@@ -171,24 +177,31 @@ class LivingBlock(nn.Module):
         if self.training and record.context.sees_no_graph:
             raise TrainingError(NO_GRAPH)
         split = None if self.training else _split(record, given, keep, len(hidden))
-        if split is not None and record.rest is None:
-            with torch.no_grad():  # one row once, without a cache, to see whether the block returns a tuple
-                _first(super().forward(hidden[:1], **_alone(given, hidden)), record)
-        if split is None:
-            result = super().forward(*args, **kwargs)
-            return _with(result, mixed(_first(result, record), record.around(hidden), keep))
-        kept, skipped, some = split
-        if not len(skipped):
+        if split is not None and not len(split[1]):
             return super().forward(*args, **kwargs)
+        if split is not None and record.rest is None:
+            with torch.no_grad():  # one row once, without a cache, to see what the block returns
+                record.note(super().forward(hidden[:1], **_alone(given, hidden)))
+        if split is None or record.more:
+            result = super().forward(*args, **kwargs)
+            if record.rest is None and not given.get("output_attentions"):
+                record.note(result)
+            return _with(result, mixed(_first(result), record.around(hidden), keep))
+        kept, skipped, some = split
         if not len(kept):
             around = record.around(hidden)
             return (around, *record.rest) if record.rest else around
         result = super().forward(hidden.index_select(0, kept), **some)
         note_rows(cache_among([*given.values()]), kept, len(hidden))
-        through = _first(result, record)
+        through = _first(result)
         whole = torch.empty_like(hidden, dtype=through.dtype).index_copy_(0, kept, through)
         around = record.around(hidden.index_select(0, skipped))
         return _with(result, whole.index_copy_(0, skipped, around.to(through.dtype)))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:  # noqa: ANN401 - object's
+        """For pickle and copies: the class is made again from the block's own."""
+        made: Any = super().__reduce_ex__(2)
+        return _made_again, (_plain_class(self),), *made[2:]
 
 
 def _split(
@@ -225,8 +238,7 @@ def mixed(through: Tensor, around: Tensor, keep: Tensor) -> Tensor:
     return keep * through + (1 - keep) * around
 
 
-def _first(result: Any, record: Record) -> Tensor:  # noqa: ANN401 - a tensor, or a tuple that begins with one
-    record.rest = (None,) * (len(result) - 1) if isinstance(result, tuple) else ()
+def _first(result: Any) -> Tensor:  # noqa: ANN401 - a tensor, or a tuple that begins with one
     first: Tensor = result[0] if isinstance(result, tuple) else result
     return first
 
@@ -238,6 +250,16 @@ def _with(result: Any, hidden: Tensor) -> Any:  # noqa: ANN401
 @cache
 def _living_class(plain: type[nn.Module]) -> type[nn.Module]:
     return type(plain.__name__, (LivingBlock, plain), {"__module__": plain.__module__, "__doc__": plain.__doc__})
+
+
+def _plain_class(block: nn.Module) -> Any:  # noqa: ANN401 - type[nn.Module]; mypy lets nobody assign a class
+    return type(block).__mro__[2]
+
+
+def _made_again(plain: Any) -> nn.Module:  # noqa: ANN401 - type[nn.Module]
+    living: Any = _living_class(plain)
+    made: nn.Module = living.__new__(living)
+    return made
 
 
 def enliven(block: nn.Module, record: Record) -> None:
@@ -266,5 +288,5 @@ def revert(model: nn.Module) -> None:
     """Give every living block of `model` its own class back."""
     for module in model.modules():
         if isinstance(module, LivingBlock):
-            module.__class__ = type(module).__mro__[2]
+            module.__class__ = _plain_class(module)
             object.__delattr__(module, _RECORD)

@@ -1,9 +1,9 @@
 """Running a block for some rows of a batch: which of its arguments have a row per example, and what a cache holds then.
 
 A block is handed masks, positions and a cache beside its hidden states. Arguments are known by name; where one is not
-known and could have a row per example, `split` says so, and the caller runs all rows. A key-value cache holds the kept
-rows alone, the same ones at every token, because decisions hold while text is generated; operations on a whole cache
-(beams that change places) are translated to those rows.
+known and could have rows of examples, `take_rows` says so, and the caller runs all rows. A key-value cache holds the
+kept rows alone, the same ones at every token, because decisions hold while text is generated; operations on a whole
+cache (beams that change places) are translated to those rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ SHARED = frozenset(("cache_position", "rel_embeddings", "relative_pos"))
 
 
 class UnknownArgument(Exception):
-    """An argument may have a row per example, and nobody knows."""
+    """An argument may have rows of examples, and nobody knows."""
 
 
 def take_rows(given: Mapping[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:
@@ -46,11 +46,11 @@ def _take(name: str, value: Any, rows: Tensor, batch: int) -> Any:  # noqa: ANN4
         if value is None or isinstance(value, bool | int | float | str) or spares_rows(value):
             return value
         raise UnknownArgument(name)
-    if name in SHARED or value.dim() == 0 or value.shape[0] != batch:
+    if name in SHARED or value.dim() == 0 or value.shape[0] == 1 != batch:
         return value
-    if name not in BY_ROW:
-        raise UnknownArgument(name)
-    return value.index_select(0, rows)
+    if name in BY_ROW and value.shape[0] == batch:
+        return value.index_select(0, rows)
+    raise UnknownArgument(name)
 
 
 def cache_among(values: Sequence[Any]) -> Cache | None:

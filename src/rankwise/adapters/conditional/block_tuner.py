@@ -30,6 +30,12 @@ NO_UNLOAD = (
     "into the base weights and go on skipping blocks, `rankwise export --form static` writes plain LoRA at full depth"
 )
 
+NOT_SAVED = (
+    "a model merged by merge_static cannot be saved by save_pretrained: loaded again it would have neither router nor "
+    "bypasses and leave every block to every input. Save the adapter before merging, and after loading it call "
+    "merge_static again; torch.save writes the merged model whole"
+)
+
 
 def block_of(name: str) -> str | None:
     """The transformer block that a module is in (`encoder.layer.3`), by its name; None outside numbered lists."""
@@ -99,7 +105,8 @@ class RadBlockModel(ConditionalModel):
         """Merge LoRA into the base weights and take its layers off; blocks go on being skipped.
 
         Returns:
-            The base model, changed in place; routers and bypasses have moved into its blocks.
+            The base model, changed in place; routers and bypasses have moved into its blocks. Its `save_pretrained`
+            refuses, as what it writes would be loaded as another model.
 
         Raises:
             ValueError: there is another adapter, or PEFT cannot merge into these weights.
@@ -114,6 +121,7 @@ class RadBlockModel(ConditionalModel):
                 if hasattr(record.carrier, container):
                     base.get_submodule(name).add_module(container, getattr(record.carrier, container))
             record.carrier = Carrier(record.carrier)
+        vars(base)["save_pretrained"] = _not_saved
         return base
 
     def _targets(self, config: RadBlockPeftConfig) -> list[str]:
@@ -130,6 +138,10 @@ class RadBlockModel(ConditionalModel):
         base = super()._unload_and_optionally_merge(False, *args, **kwargs)
         revert(base)
         return base
+
+
+def _not_saved(*_: object, **__: object) -> None:
+    raise ValueError(NOT_SAVED)
 
 
 register(RadBlockPeftConfig.TYPE, RadBlockPeftConfig, RadBlockModel)
