@@ -151,6 +151,19 @@ def test_static_of_shared_banks_needs_the_base_models_shapes(trained, tmp_path):
         export(options(folder, tmp_path / "no", "static", model=str(tmp_path / "other")))
 
 
+@pytest.mark.parametrize("first", [-1, 10**6, "a", 1.0])
+def test_static_of_a_window_outside_of_its_bank_is_refused(trained, tmp_path, first):
+    folder = tmp_path / "radlora"
+    shutil.copytree(trained("radlora")[1], folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    name = sorted(config["windows"])[0]
+    config["windows"][name] = [0, first]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=rf"the window of {name} begins at {first!r}; its bank has components 0 to "):
+        export(options(folder, tmp_path / "out", "static"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_static_of_what_decides_nothing_is_compact(tmp_path):
     tiny_model().save_pretrained(tmp_path / "base")
     method = build("lora", AutoModelForSequenceClassification.from_pretrained(tmp_path / "base"))
@@ -292,9 +305,20 @@ def test_damaged_checkpoints(trained, tmp_path):
     def heads(tensors):
         return {k: v for k, v in tensors.items() if "lora_" not in k}
 
+    whole = {"modules": ["x"], "before": {"examples": 9, "loss": 0.5}, "after": {"examples": 9, "loss": 0.6}}
+    assert any("loss 0.5 -> loss 0.6" in line for line in inspect(damaged({"dropped": whole}), Choice()).lines)
     for changes, message in (
         (({"usage": {"x": "much"}}, None), "usage and threshold of its config must be numbers"),
         (({"threshold": None}, None), "usage and threshold of its config must be numbers"),
+        (({"usage": {"x": 5}}, None), "must be numbers from 0 to 1"),
+        (({"usage": {"x": float("nan")}}, None), "must be numbers from 0 to 1"),
+        (({"usage": {"x": -0.1}}, None), "must be numbers from 0 to 1"),
+        (({"threshold": 1.5}, None), "must be numbers from 0 to 1"),
+        (({"dropped": {"a": 1}}, None), "dropped of its config is {'a': 1}; it is left out, or holds"),
+        (({"dropped": 5}, None), "dropped of its config is 5"),
+        (({"dropped": whole | {"modules": 5}}, None), "dropped of its config is"),
+        (({"dropped": whole | {"after": None}}, None), "dropped of its config is"),
+        (({"dropped": whole | {"before": {"loss": "x"}}}, None), "dropped of its config is"),
         (({"r": 0, "rank_pattern": {}}, None), "r of .* is 0; it must be a number above 0"),
         ((None, cut), r"factors of shapes \(1, 32\) and .* but its config says rank"),
         ((None, poison), "holds numbers that are not finite"),

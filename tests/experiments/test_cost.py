@@ -1,14 +1,17 @@
 """`rankwise cost` on real run folders and on checkpoints of stock PEFT."""
 
 import json
+import re
 
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from rankwise import cli
+from rankwise.adapters.conditional import CogaloraPeftConfig, RadloraPeftConfig
 from rankwise.costs.activity import observe
 from rankwise.costs.flops import count_flops
 from rankwise.costs.memory import Peak
@@ -273,6 +276,77 @@ def test_texts_need_a_tokenizer(tmp_path):
         (tmp_path / "base" / name).unlink()
     with pytest.raises(ModelError, match="no tokenizer"):
         cost(asked(folder))
+
+
+def edited(folder, config=None, tensors=None):
+    """The checkpoint with these fields and tensors."""
+    path, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
+    if tensors:
+        save_file(tensors(load_file(weights)), weights)
+    return folder
+
+
+def load(folder):
+    (source,) = find_sources(str(folder), Choice())
+    return load_subject(source)
+
+
+GATED = {"module": CogaloraPeftConfig, "shared": CogaloraPeftConfig, "bank": RadloraPeftConfig}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        ("module", {"threshold": "abc"}, "threshold is 'abc'; it is a probability"),
+        ("module", {"rank_pattern": {"query": "4"}}, "rank_pattern of query is '4'"),
+        ("module", {"target_modules": 5}, "PEFT cannot load"),
+        ("module", {"exclude_modules": 5}, "PEFT cannot load"),
+        ("module", {"router_hidden": 5}, "Error.* in loading state_dict for .*: size mismatch for .*router"),
+        ("shared", {"routed": 5}, "routed is 5; it is a list of modules, or left out"),
+        ("shared", {"routed": [5]}, "routed is .5."),
+        ("shared", {"routed": ["nope"]}, "routed has 'nope', which target_modules do not match"),
+        ("bank", {"temperature": "x"}, "temperature is 'x'"),
+        ("bank", {"cache": "x"}, "cache is 'x'"),
+        ("bank", {"rank_price": None}, "rank_price is None"),
+        (
+            "bank",
+            {"windows": {"bert.encoder.layer.0.attention.self.query": [10**6, 0]}},
+            "the window of .* is .1000000",
+        ),
+    ],
+)
+def test_edited_configs(tmp_path, kind, fields, message):
+    extra = {"router": kind} if kind != "bank" else {}
+    folder = foreign(tmp_path, GATED[kind](r=3, target_modules=TARGETS, **extra))
+    assert load(folder).own is not None
+    with pytest.raises(ModelError, match=message) as caught:
+        load(edited(folder, fields))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", GATED)
+def test_what_a_file_lacks_is_not_measured_at_random(tmp_path, kind):
+    extra = {"router": kind} if kind != "bank" else {}
+    folder = foreign(tmp_path, GATED[kind](r=3, target_modules=TARGETS, **extra))
+    edited(folder, tensors=lambda tensors: {name: t for name, t in tensors.items() if "router" not in name})
+    with pytest.raises(ModelError, match=r"missing adapter keys.*lora_router"):
+        load(folder)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("config", [LoraConfig, CogaloraPeftConfig, RadloraPeftConfig])
+def test_weights_that_are_not_finite_are_refused(tmp_path, config, number):
+    folder = foreign(tmp_path, config(r=3, target_modules=TARGETS))
+    name = sorted(name for name in load_file(folder / "adapter_model.safetensors") if "lora_" in name)[-1]
+
+    def poison(tensors):
+        tensors[name].view(-1)[-1] = number
+        return tensors
+
+    edited(folder, tensors=poison)
+    with pytest.raises(DataError, match=rf"{re.escape(name.rpartition('.')[0])}.* not finite"):
+        load(folder)
 
 
 @pytest.mark.parametrize(

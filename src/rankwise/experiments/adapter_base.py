@@ -32,7 +32,9 @@ AUTO_CLASSES = {
 """PEFT's task types and the Transformers class that loads their base model."""
 SENTINEL = 977
 """A number of labels that no other size in a model is: where it turns up, a tensor counts labels."""
-FAILURES = (OSError, ValueError, KeyError, RuntimeError, ImportError)
+_LONGEST = 300
+FAILURES = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError)
+"""What libraries raise when they load what is damaged."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def base_matrices(
         config = transformers.AutoConfig.from_pretrained(source, **options)
         return linear_matrices(_hollow(frame, config)), None
     except (*FAILURES, ModelError) as error:
-        return {}, _first_line(error)
+        return {}, reason(error)
 
 
 def load_base(frame: Frame, override: str | None = None) -> Base:
@@ -107,7 +109,7 @@ def load_base(frame: Frame, override: str | None = None) -> Base:
         )
     except FAILURES as error:
         hint = "name it with --model (a Hugging Face id or a folder)"
-        raise ModelError(f"cannot load the base model '{name}': {_first_line(error)}; {hint}") from error
+        raise ModelError(f"cannot load the base model '{name}': {reason(error)}; {hint}") from error
     add_tensors(model, frame.extra)
     absent = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
     if untrained := sorted(set(absent) - set(frame.extra)):
@@ -208,8 +210,10 @@ def _be_quiet() -> None:
     logging.disable_progress_bar()
 
 
-def _first_line(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What an error says, on one line: its first, and the next too where that is only a heading."""
     if not isinstance(error, ModelError) and not hub_reachable() and isinstance(error, OSError):
         why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the Hugging Face hub cannot be reached"
         return f"{why}, and it is not in the local cache"
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join([first, *more[:1]] if first.endswith(":") else [first])[:_LONGEST]

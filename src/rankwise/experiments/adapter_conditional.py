@@ -114,16 +114,13 @@ def read_conditional(source: Source) -> ConditionalCheckpoint:
     parts = {name: found[name] for name in sorted(found, key=natural)}
     if not parts:
         raise DataError(f"{folder}: {WEIGHTS} holds no tensor of a {source.conditional.TYPE} adapter")
-    usage = config.get("usage") or {}
-    threshold = config.get("threshold")
-    if not isinstance(usage, dict) or not all(map(_is_number, usage.values())) or not _is_number(threshold):
-        raise DataError(f"{folder}: usage and threshold of its config must be numbers; was it edited?")
+    usage, threshold = _measured(config, folder)
     return ConditionalCheckpoint(
         kind=source.conditional.TYPE,
         modules={name: _module(name, each, config, folder) for name, each in parts.items()},
         parts=parts,
-        usage={name: float(share) for name, share in usage.items()},
-        threshold=float(threshold),
+        usage=usage,
+        threshold=threshold,
         frame=frame,
         config=config | {"peft_type": source.conditional.TYPE},
         shapes={key: tuple(value.shape) for key, value in tensors.items()},
@@ -184,6 +181,30 @@ _STATIC: dict[str, Callable[[ConditionalCheckpoint], dict[str, Pair]]] = {
     "RADBLOCK": _full_depth,
     "RADLORA": _components_at_average,
 }
+
+
+def _measured(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, float], float]:
+    """Usage and threshold; what was `dropped` is looked at too, so that it can be shown."""
+    usage, threshold, dropped = config.get("usage") or {}, config.get("threshold"), config.get("dropped")
+    if not isinstance(usage, dict) or not all(map(_is_share, usage.values())) or not _is_share(threshold):
+        raise DataError(f"{folder}: usage and threshold of its config must be numbers from 0 to 1; was it edited?")
+    if dropped is not None and not _is_dropped(dropped):
+        raise DataError(
+            f"{folder}: dropped of its config is {str(dropped)[:100]}; it is left out, or holds a list `modules`, and "
+            "`before` and `after` with numbers by name; was it edited?"
+        )
+    return {name: float(share) for name, share in usage.items()}, float(threshold)
+
+
+def _is_dropped(value: object) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("modules"), list):
+        return False
+    sides = [value.get(when) for when in ("before", "after")]
+    return all(isinstance(side, dict) and all(map(_is_number, side.values())) for side in sides)
+
+
+def _is_share(value: object) -> TypeGuard[float]:
+    return _is_number(value) and 0 <= value <= 1
 
 
 def _module(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> ConditionalModule:

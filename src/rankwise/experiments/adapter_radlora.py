@@ -29,7 +29,7 @@ def bank_factors(
         matrices: the base model's linear layers, which say which banks a module uses.
 
     Raises:
-        DataError: a window is missing, or the base model has other modules than the checkpoint.
+        DataError: a window is missing or outside of its bank, or the base model has other modules than the checkpoint.
     """
     banks = {
         (side, value.shape[1]): value
@@ -46,7 +46,7 @@ def bank_factors(
         keys = ("in", matrix.in_features), ("out", matrix.out_features)
         if missing := next((key for key in keys if key not in banks), None):
             raise DataError(f"{name} needs a bank of {missing[0]}puts of width {missing[1]}, which is not in the file")
-        rows = [_window(banks[key], int(first), rank) for key, first in zip(keys, window, strict=True)]
+        rows = [_window(banks[key], first, rank, name) for key, first in zip(keys, window, strict=True)]
         found[name] = (rows[0], rows[1].t())
     return found
 
@@ -64,6 +64,8 @@ def generated_factors(parts: Parts, config: Mapping[str, Any]) -> dict[str, tupl
     return found
 
 
-def _window(bank: Tensor, first: int, rank: int) -> Tensor:
+def _window(bank: Tensor, first: object, rank: int, name: str) -> Tensor:
     """`rank` neighbouring rows of a ring."""
+    if not isinstance(first, int) or not 0 <= first < len(bank):
+        raise DataError(f"the window of {name} begins at {first!r}; its bank has components 0 to {len(bank) - 1}")
     return bank[(first + torch.arange(rank)) % len(bank)]

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import transformers
 from peft import PeftConfig, PeftModel
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from rankwise.adapters.checkpoint import read_checkpoint, read_config, read_frame, why_not_plain
 from rankwise.costs.activity import lora_layers
 from rankwise.costs.latency import Variant
 from rankwise.costs.twins import UNMERGEABLE, lora_twin, merged, shared_copy, use_fused, use_stock
-from rankwise.errors import ModelError
-from rankwise.experiments.adapter_base import FAILURES, Base, load_base, tokenizer_of
+from rankwise.errors import DataError, ModelError
+from rankwise.experiments.adapter_base import FAILURES, Base, load_base, reason, tokenizer_of
 from rankwise.experiments.adapter_source import Source
 from rankwise.experiments.exporting import KINDS
 
@@ -25,6 +26,9 @@ NAMES = KINDS | {"COGALORA": "CoGaLoRA", "RADLORA": "RAD-LoRA", "RADBLOCK": "RAD
 """PEFT's types for people."""
 
 CACHED = "measured without the adapter's cache of decisions: here the same texts come again and again"
+
+_MISSING = ".*missing adapter keys.*"
+"""What PEFT only warns of: what a file lacks stays random."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +85,21 @@ class Loader:
         """The checkpoint on `base`, which is wrapped.
 
         Raises:
-            ModelError: PEFT cannot load it.
+            ModelError: PEFT cannot load it, or some of its weights are not in it.
+            DataError: some of its weights are not finite.
         """
+        known = {id(p) for p in base.parameters()}
         with _quiet():
+            warnings.filterwarnings("error", message=_MISSING)
             try:
                 config = PeftConfig.from_pretrained(str(self.folder))
                 if self.caches:
                     config.cache = 0
                 model: PeftModel = PeftModel.from_pretrained(base, str(self.folder), config=config)
-                return model.eval()
-            except FAILURES as error:
-                first = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise ModelError(f"PEFT cannot load {self.folder}: {first}") from error
+            except (*FAILURES, SafetensorError, UserWarning) as error:
+                raise ModelError(f"PEFT cannot load {self.folder}: {reason(error)}") from error
+        _check_finite(self.folder, {name: p for name, p in model.named_parameters() if id(p) not in known})
+        return model.eval()
 
     def lora(self, base: nn.Module, ranks: Mapping[str, int]) -> PeftModel:
         """Plain LoRA of `ranks` on `base`: the checkpoint itself if it is that."""
@@ -109,8 +116,8 @@ class Loader:
             config = transformers.AutoConfig.from_pretrained(self.folder)
             kind = getattr(transformers, (config.architectures or [""])[0])
             model = kind.from_pretrained(self.folder, dtype="auto")
-        except (*FAILURES, AttributeError) as error:
-            raise ModelError(f"cannot load the model in {self.folder}: {str(error).splitlines()[0]}") from error
+        except (*FAILURES, SafetensorError) as error:
+            raise ModelError(f"cannot load the model in {self.folder}: {reason(error)}") from error
         name = self.override or self.base_name
         return Base(model, tokenizer_of(name) if name else tokenizer_of(str(self.folder)))
 
@@ -173,6 +180,12 @@ def load_variant(loader: Loader, ranks: Mapping[str, int], name: str) -> nn.Modu
     with _quiet():
         made: nn.Module = loader.own(base) if name in (OWN, OWN_MERGED) else loader.lora(base, ranks)
         return merged(made) if name in (MERGED, OWN_MERGED) else made
+
+
+def _check_finite(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise DataError(f"{folder}: {name} holds numbers that are not finite; did its training diverge?")
 
 
 def _refuse_sequence_to_sequence(model: nn.Module) -> None:

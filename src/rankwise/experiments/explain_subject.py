@@ -12,7 +12,7 @@ from torch import nn
 from rankwise.adapters.checkpoint import read_frame
 from rankwise.adapters.export import Frame
 from rankwise.errors import ConfigError, DataError, Finding, MissingPackageError, ModelError
-from rankwise.experiments.adapter_base import base_name, check_same_base
+from rankwise.experiments.adapter_base import base_name, check_same_base, reason
 from rankwise.experiments.adapter_source import Choice, Source, find_source
 from rankwise.experiments.runner import inputs_of, load_task
 from rankwise.experiments.schema import EvaluationConfig, RunConfig
@@ -146,8 +146,7 @@ def load_model(subject: Subject) -> tuple[PeftModel, BaseModel]:
             warnings.filterwarnings("error", message=".*missing adapter keys.*")
             model = PeftModel.from_pretrained(base.model, str(folder))
     except FAILURES as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ModelError(f"{folder} does not load on base model '{subject.model}': {first}") from error
+        raise ModelError(f"{folder} does not load on base model '{subject.model}': {reason(error)}") from error
     return model.eval(), base
 
 

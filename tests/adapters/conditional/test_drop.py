@@ -119,6 +119,31 @@ def test_what_was_never_measured_cannot_be_judged():
         drop_unused(plain)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda usage, name: usage.pop(name), "does not name it"),
+        (lambda usage, name: usage.update({name: "much"}), "says 'much', which is no share from 0 to 1"),
+        (lambda usage, name: usage.update({name: 5}), "says 5, which is no share"),
+        (lambda usage, name: usage.update({name: float("nan")}), "says nan, which is no share"),
+    ],
+)
+def test_an_edited_usage_is_refused(change, words):
+    model, names = measured("module", (1,))
+    expected = out(model)
+    change(model.peft_config[ADAPTER].usage, names[2])
+    with pytest.raises(AllocationError, match=rf"'default' is used on {names[2]}: .* {words}.*; restore the usage"):
+        drop_unused(model)
+    assert list(adapted_layers(model)) == names
+    assert torch.equal(out(model), expected)
+
+
+def test_the_most_used_module_is_one_of_the_model():
+    model, names = measured("module", range(6))
+    model.peft_config[ADAPTER].usage["elsewhere"] = 1.0
+    assert len(drop_unused(model)) == len(names) - 1
+
+
 def train(kind, folder, **fields):
     method = build("cogalora", router=kind, **(FAST | fields))
     data = tiny_data(20)

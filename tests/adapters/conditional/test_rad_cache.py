@@ -78,6 +78,98 @@ def test_padding_is_no_difference_token_types_are():
     assert numbers(model) == (1, 4, 3)
 
 
+def check_alike(kind, first, second, hits):
+    """What follows `first` is decided as without a cache; so many of its examples are known."""
+    plain, model = ranked(tiny_model(), ranked_config(kind)), cached(kind, size=20)
+    expected = [(out(plain, inputs), ranks(plain)) for inputs in (first, second)]
+    for inputs, (logits, used) in zip((first, second), expected, strict=True):
+        torch.testing.assert_close(out(model, inputs), logits, rtol=0, atol=1e-6)
+        assert torch.equal(ranks(model), used)
+    assert not torch.equal(expected[0][1], expected[1][1]) or hits, "the inputs make no difference"
+    assert report(model).hits == hits
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.float32, torch.float16, torch.bool])
+def test_masks_of_any_dtype_tell_inputs_apart(dtype):
+    ids = tokens()["input_ids"]
+    masks = [torch.ones_like(ids), torch.ones_like(ids)]
+    masks[1][:, 3:] = 0
+    first, second = ({"input_ids": ids, "attention_mask": mask.to(dtype)} for mask in masks)
+    check_alike("bank", first, second, 0)
+    check_alike("bank", first, {"input_ids": ids}, 6)
+
+
+def test_a_mask_between_0_and_1_is_another_one():
+    first = tokens()
+    mask = first["attention_mask"].float()
+    mask[:, 3:] = 0.5
+    model = cached()
+    out(model, first)
+    out(model, first | {"attention_mask": mask})
+    assert numbers(model) == (0, 12, 8)
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+def test_position_ids_tell_inputs_apart_one_row_for_all_too(rows):
+    places = torch.arange(9).expand(rows, 9)
+    check_alike("bank", tokens() | {"position_ids": places}, tokens() | {"position_ids": places + 20}, 0)
+    check_alike("bank", tokens() | {"position_ids": places}, padded(tokens(), 0), 6)
+
+
+def test_padding_in_front_moves_the_positions_of_a_model_that_counts_them():
+    check_alike("bank", padded(tokens(), 4), padded(tokens(), 4, left=True), 0)
+
+
+def test_other_real_numbers_are_not_remembered():
+    model = cached()
+    model.base_model.model.config.problem_type = "multi_label_classification"
+    for _ in range(2):
+        out(model, tokens() | {"labels": torch.rand(6, model.config.num_labels)})
+    assert numbers(model) == (0, 0, 0)
+    out(model, tokens())
+    assert numbers(model) == (0, 6, 6)
+
+
+def test_clear_forgets_all():
+    plain, model = ranked(tiny_model(), ranked_config()), cached()
+    out(model, tokens())
+    for each in (plain, model):
+        for name, p in each.named_parameters():
+            if "router" in name:
+                p.data.mul_(-1)
+    model.base_model.caches["default"].clear()
+    assert torch.equal(out(model, tokens()), out(plain, tokens()))
+    assert numbers(model) == (0, 12, 6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_gradients_nothing_is_remembered(kind):
+    plain, model, inputs = ranked(tiny_model(), ranked_config(kind)), cached(kind), tokens()
+    out(model, inputs)
+    for each in (plain, model):
+        for _ in range(2):
+            each(**inputs).logits.sum().backward()
+    for (name, p), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert (p.grad is None) == (other.grad is None), name
+        assert p.grad is None or torch.equal(p.grad, other.grad), name
+    assert numbers(model) == (0, 6, 6)
+    out(model, inputs)
+    assert numbers(model) == (6, 12, 6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_decided_in_inference_mode_serves_outside_of_it(kind):
+    model, inputs = cached(kind), rows_of(tokens(), [0, 1, 2])
+    with torch.inference_mode():
+        expected = model(**inputs).logits
+    assert torch.equal(out(model, inputs), expected)
+    with torch.inference_mode():
+        model(**tokens())
+    out(model, tokens())
+    assert numbers(model) == (12, 18, 6)
+    model(**inputs).logits.sum().backward()
+
+
 def test_a_text_twice_in_one_batch_is_no_hit():
     model = cached()
     twice = out(model, rows_of(tokens(), [0, 0]))

@@ -149,3 +149,26 @@ def test_average_is_the_mean_over_inputs():
 def test_bank_layers_have_no_generator():
     assert not any(hasattr(layer, HYPER) for layer in layers(ranked(tiny_model(), ranked_config())))
     assert set(KINDS) == {"bank", *GENERATED}
+
+
+@pytest.mark.parametrize("kind", GENERATED)
+def test_gradients_in_eval_mode_are_those_of_a_batch(kind):
+    """Also to an input, with a frozen adapter; closed gates and unused components get none."""
+    torch.manual_seed(0)
+    hyper = Hyper(7, 5, 4, None if kind == "hyper" else 3, zero=False)
+    torch.nn.init.normal_(hyper.weight)
+    x, seen, result = torch.randn(3, 6, 7), torch.randn(3, 7), torch.randn(3, 6, 5)
+    ranks = torch.tensor([0, 2, 4])
+    weights = (torch.arange(4) < ranks[:, None]).float()
+    plain = add_generated(result.clone(), x, hyper.requires_grad_(False), seen, weights, ranks, 0.5)
+    for learns in (True, False):
+        hyper.requires_grad_(learns)
+        wanted = [*hyper.parameters()] if learns else [x.requires_grad_()]
+        grads = []
+        for used in (ranks, None):
+            found = add_generated(result.clone(), x, hyper, seen, weights, used, 0.5)
+            torch.testing.assert_close(found, plain)
+            grads.append(torch.autograd.grad(found.square().sum(), wanted))
+        for one, other in zip(*grads, strict=True):
+            assert torch.equal(one, other)
+            assert bool(one.any())

@@ -283,3 +283,22 @@ def test_used_ranks_are_those_of_the_decision(kind):
         assert used.dtype == torch.int64
         assert torch.equal(used, (decision.weights != 0).sum(1))
         assert ROUTER in model.base_model.model.get_submodule(name).adapter_layer_names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_in_eval_mode_reach_all_that_is_used(kind):
+    """Gates and ranks are thresholds there; coefficients, banks and generators learn as behind open gates."""
+    model = fixed(classifier(kind), R).eval()
+    expected = out(model, tokens())
+    found = model(**tokens()).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    found.square().sum().backward()
+    learnt = {name: p.grad for name, p in model.named_parameters() if p.requires_grad and "lora_" in name}
+    assert learnt
+    for name, grad in learnt.items():
+        if f".{ROUTER}." not in name:
+            assert grad is not None, name
+            assert bool(grad.any()), name
+        elif kind == "bank" and name.endswith("up_bias"):
+            assert not grad[: 1 + R].any(), "gate and rank"
+            assert bool(grad[1 + R :].all()), name

@@ -18,6 +18,7 @@ from tiny import tiny_model
 from rankwise.adapters.conditional.rad_config import RadloraPeftConfig
 
 QUIET = NO_DROPOUT["bert"]
+SIZES = {"in 32": 9, "out 32": 8, "out 64": 12}
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Adapter .* was active which is now deleted"),
     pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute"),
@@ -235,6 +236,33 @@ def test_half_precision_and_autocast(kind):
         ({"init_lora_weights": "pissa"}, "RADLORA cannot start from"),
         ({"cache": -1}, "cache is -1"),
         ({"temperature": 0.0}, "must be positive"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": "x"}, "temperature is 'x'"),
+        ({"cache": "x"}, "cache is 'x'"),
+        ({"cache": 1.5}, "cache is 1.5"),
+        ({"rank_price": None}, "rank_price is None"),
+        ({"rank_price": float("nan")}, "rank_price is nan"),
+        ({"generator": "hyper", "generator_rank": "2"}, "generator_rank is '2'"),
+        ({"threshold": "abc"}, "threshold is 'abc'; it is a probability, 0 to 1"),
+        ({"threshold": float("nan")}, "threshold is nan"),
+        ({"threshold": 1.01}, "threshold is 1.01"),
+        ({"router_hidden": True}, "router_hidden is True; it must be at least 1"),
+        ({"r": 0}, "r is 0; ranks are whole numbers, at least 1"),
+        ({"rank_pattern": {"query": "4"}}, "rank_pattern of query is '4'"),
+        ({"rank_pattern": 5}, "rank_pattern is 5"),
+        ({"alpha_pattern": {"query": None}}, "alpha_pattern of query is None"),
+        ({"banks": 5}, "banks is 5"),
+        ({"banks": {"inner 32": 9}}, "banks is .*'inner 32'"),
+        ({"banks": {"in 32": 7}}, "banks of in 32 is 7; a bank holds r = 8 components at least"),
+        ({"windows": {"query": [0, 0]}}, "windows is .* and banks None; leave both out"),
+        ({"windows": {"query": [0, 0]}, "banks": {"in 32": 9}}, "windows is .* and banks .*; leave both out"),
+        ({"windows": 5, "banks": SIZES}, "windows is 5"),
+        ({"windows": {"query": [9, 0]}, "banks": SIZES}, "query is .9, 0.; .* inputs, 0 to 8, .* of outputs, 0 to 11"),
+        ({"windows": {"query": [0, 12]}, "banks": SIZES}, "the window of query is"),
+        ({"windows": {"query": [-1, 0]}, "banks": SIZES}, "the window of query is"),
+        ({"windows": {"query": ["a", "b"]}, "banks": SIZES}, "the window of query is"),
+        ({"windows": {"query": [0]}, "banks": SIZES}, "the window of query is"),
+        ({"windows": {"query": None}, "banks": SIZES}, "the window of query is None"),
     ],
 )
 def test_configs_that_make_no_sense(fields, words):

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from rankwise.adapters.conditional.config import ConditionalPeftConfig
@@ -60,6 +61,17 @@ class CogaloraPeftConfig(ConditionalPeftConfig):
         super().__post_init__()
         if self.router not in ("module", "shared"):
             raise ValueError(f"router is '{self.router}'; it must be 'module' or 'shared'")
+        if self.routed is None:
+            return
+        if not isinstance(self.routed, list) or not all(isinstance(name, str) for name in self.routed):
+            raise ValueError(f"routed is {self.routed!r}; it is a list of modules, or left out")
+        if self.target_modules in (None, "all-linear"):
+            return
+        strange = next((name for name in self.routed if not check_target_module_exists(self, name)), None)
+        if strange is not None:
+            raise ValueError(
+                f"routed has '{strange}', which target_modules do not match; leave routed out, or restore it"
+            )
 
 
 class CogaloraVariant(ConditionalVariant):

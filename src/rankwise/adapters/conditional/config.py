@@ -1,5 +1,6 @@
 """What PEFT configs of conditional adapters have in common."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -44,12 +45,41 @@ class ConditionalPeftConfig(LoraConfig):
                 f"{self.TYPE} cannot start from init_lora_weights='{self.init_lora_weights}': base weights must stay "
                 "what they are for inputs whose gates are closed; use True, False, 'gaussian' or 'orthogonal'"
             )
-        if self.router_hidden < 1:
-            raise ValueError(f"router_hidden is {self.router_hidden}; it must be at least 1")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold is {self.threshold}; it is a probability, 0 to 1")
+        check_whole("router_hidden", self.router_hidden, "it must be at least 1", least=1)
+        check_number("threshold", self.threshold, "it is a probability, 0 to 1", low=0, high=1)
+        for name, rank in {"r": self.r, **_entries("rank_pattern", self.rank_pattern)}.items():
+            check_whole(name, rank, "ranks are whole numbers, at least 1", least=1)
+        for name, alpha in {"lora_alpha": self.lora_alpha, **_entries("alpha_pattern", self.alpha_pattern)}.items():
+            check_number(name, alpha, "it is a number")
 
     def to_dict(self) -> dict[str, Any]:
         """As it is written: the type says what it takes to load it."""
         values: dict[str, Any] = super().to_dict()
         return values | {"peft_type": written_type(self.TYPE)}
+
+
+def check_whole(name: str, value: object, allowed: str, *, least: int) -> None:
+    """Refuse what is not a whole number from `least` on.
+
+    Raises:
+        ValueError: names the field, the value and what is allowed.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}; {allowed}")
+
+
+def check_number(name: str, value: object, allowed: str, *, low: float = -math.inf, high: float = math.inf) -> None:
+    """Refuse what is not a finite number from `low` to `high`.
+
+    Raises:
+        ValueError: names the field, the value and what is allowed.
+    """
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number) or not low <= number <= high:
+        raise ValueError(f"{name} is {value!r}; {allowed}")
+
+
+def _entries(name: str, pattern: object) -> dict[str, object]:
+    if pattern is not None and not isinstance(pattern, dict):
+        raise ValueError(f"{name} is {pattern!r}; it holds a number by module")
+    return {f"{name} of {module}": value for module, value in (pattern or {}).items()}

@@ -1,5 +1,7 @@
 """Taking a gated adapter off modules that hardly any example opens."""
 
+from collections.abc import Mapping
+
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
@@ -15,8 +17,10 @@ from rankwise.errors import AllocationError
 def drop_unused(model: PeftModel, adapter: str = ADAPTER, *, below: float = 0.0) -> list[str]:
     """Take a CoGaLoRA adapter off the modules that at most a share `below` of the training examples opens.
 
-    That share is the config's `usage`, measured when training ended. With 0, outputs of those examples stay what they
-    were, bit for bit. The module whose input a shared router reads stays, and so does the most used one.
+    That share is the config's `usage`, measured on 64 to 256 training examples when training ended, so it is an
+    estimate: others may open a module that none of these did. With 0, outputs of the measured examples stay what they
+    were, bit for bit; those of others can change. The module whose input a shared router reads stays, and so does the
+    most used one.
 
     Args:
         model: carries the adapter, perhaps among others; it is changed, its config included.
@@ -27,20 +31,31 @@ def drop_unused(model: PeftModel, adapter: str = ADAPTER, *, below: float = 0.0)
         Names of the modules, in model order.
 
     Raises:
-        AllocationError: the adapter is no CoGaLoRA adapter, or its usage was never measured.
+        AllocationError: the adapter is no CoGaLoRA adapter, or its usage was never measured or is that of another.
     """
     config = model.peft_config[adapter]
     if not isinstance(config, CogaloraPeftConfig):
         raise AllocationError(
             f"adapter '{adapter}' is {config.peft_type.value}, not {CogaloraPeftConfig.TYPE}: it has no gates"
         )
-    usage = config.usage
-    if not usage:
+    if not config.usage:
         raise AllocationError(f"adapter '{adapter}' was never measured: its config holds no usage of its gates")
+    usage = {name: _share(config.usage, name, adapter) for name in gated_layers(model, adapter)}
     stay = {max(usage, key=lambda name: usage[name]), *(config.routed or ())[:1]}
-    gone = [name for name in gated_layers(model, adapter) if usage[name] <= below and name not in stay]
+    gone = [name for name, share in usage.items() if share <= below and name not in stay]
     take_off(model, gone, adapter)
     return gone
+
+
+def _share(usage: Mapping[str, object], name: str, adapter: str) -> float:
+    share = usage.get(name)
+    if not isinstance(share, int | float) or not 0 <= share <= 1:
+        what = f"says {share!r}, which is no share from 0 to 1" if name in usage else "does not name it"
+        raise AllocationError(
+            f"cannot tell how often adapter '{adapter}' is used on {name}: its config's usage {what}; restore the "
+            "usage that was saved with the adapter, or train again"
+        )
+    return share
 
 
 def gated_layers(model: PeftModel, adapter: str = ADAPTER) -> dict[str, LoraLayer]:

@@ -1,8 +1,10 @@
 """Decisions remembered for inputs that come again, in inference.
 
-An input is known by everything that its decisions depend on: its integer tensors (token ids, token types, …) without
-padding, and the adapters that work on it. At most `size` examples are remembered, the longest unused go first. A pass
-in training forgets all, and so does any change of a weight or of a config's decision rule.
+An input is known by everything that its decisions depend on: its mask and integer tensors (token ids, token types, …)
+at the places of its real tokens, those places, and the adapters that work on it. Where other tensors of real numbers
+are given, or gradients are enabled, nothing is remembered or looked up. At most `size` examples are remembered, the
+longest unused go first. A pass in training forgets all, and so does a change of a config's decision rule, or of a
+weight if autograd counts it; changes through `.data` it does not count: call `DecisionCache.clear` after one.
 """
 
 import inspect
@@ -62,13 +64,20 @@ class DecisionCache:
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the base model."""
-        self._found = None
+        self._found, self._given = None, {}
         if module.training:
-            self._store.clear()
+            self.clear()
             return
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
-        self._given = {name: t for name, t in given.items() if torch.is_tensor(t) and not t.is_floating_point()}
+        mask = given.pop("attention_mask", None)
+        tensors = {name: t for name, t in given.items() if torch.is_tensor(t)}
+        if not any(t.is_floating_point() for t in tensors.values()):
+            self._given = tensors if mask is None else tensors | {"attention_mask": mask}
+
+    def clear(self) -> None:
+        """Forget all decisions; needed after weights were changed through `.data`, which nothing here can see."""
+        self._store.clear()
 
     def entries(self, adapters: tuple[str, ...], rows: Tensor | None) -> list[Entry] | None:
         """One entry per example of the pass that goes on, to be read and filled in; None where inputs have no ids.
@@ -93,7 +102,7 @@ class DecisionCache:
         rule = (config.threshold, config.rank_price, config.temperature)
         made_by = (rule, *((p.data_ptr(), p._version) for p in model.parameters()))
         if made_by != self._made_by:
-            self._store.clear()
+            self.clear()
             self._made_by = made_by
         self.lookups += len(keys)
         self.hits += sum(key in self._store for key in keys)
@@ -108,15 +117,24 @@ class DecisionCache:
 
 
 def _keys(given: Mapping[str, Tensor], adapters: tuple[str, ...]) -> list[tuple[Any, ...]] | None:
-    """One per example, the same however it was padded; None without ids, or with a mask that is not per token."""
-    ids, mask = given.get("input_ids"), given.get("attention_mask")
-    if ids is None or (mask is not None and mask.shape != ids.shape):
+    """One per example, whatever padding follows it; None without ids, or with a mask that is not per token."""
+    ids = given.get("input_ids")
+    if ids is None:
         return None
-    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    others = {name: t for name, t in given.items() if name != "attention_mask" and t.dim() > 0 and len(t) == len(ids)}
-    keys = []
-    for i, here in enumerate(real):
-        each = {name: t[i][here] if t.shape == ids.shape else t[i] for name, t in others.items()}
-        parts = ((name, tuple(t.flatten().tolist())) for name, t in sorted(each.items()))
-        keys.append((adapters, *parts))
-    return keys
+    mask = given.get("attention_mask", torch.ones_like(ids))
+    if not torch.is_tensor(mask) or mask.shape != ids.shape:
+        return None
+    places = torch.arange(ids.shape[1])[None]
+    known = {"position_ids": places} | {name: t.cpu() for name, t in given.items()} | {"attention_mask": mask.cpu()}
+    real, tensors = known["attention_mask"].bool(), sorted(known.items())
+    return [
+        (adapters, *((name, tuple(_of_row(t, i, real).flatten().tolist())) for name, t in tensors))
+        for i in range(len(ids))
+    ]
+
+
+def _of_row(given: Tensor, row: int, real: Tensor) -> Tensor:
+    """What `given` says of one example (what has one row, or none, holds for all), of its real tokens if per token."""
+    if given.dim() and len(given) in (1, len(real)):
+        given = given[row if len(given) > 1 else 0]
+    return given[real[row]] if given.shape == real.shape[1:] else given

@@ -4,7 +4,8 @@
 
 Component j of an example is row j of (r, in + out), so that rank k costs the first k · (in + out) rows of G. It starts
 as plain LoRA: G = 0, and g holds LoRA's A beside a B of zeros; g is the part that no input changes. In inference
-factors are made for rows whose gate is open, for the components they use, and freed before the next group of rows.
+factors are made for rows whose gate is open, for the components they use, and freed before the next group of rows;
+where gradients are wanted, for all.
 """
 
 import math
@@ -105,7 +106,8 @@ def add_generated(
         hyper: makes A_i and B_i.
         seen: norm(x̄), (batch, in).
         weights: (batch, rank).
-        ranks: (batch,), components that each row uses, in inference; None computes all rows, with gradients.
+        ranks: (batch,), components that each row uses, in inference; all rows are computed with None, and where
+            gradients are wanted.
         scaling: s.
     """
     shape = result.shape
@@ -113,7 +115,8 @@ def add_generated(
         result, x = result.view(len(weights), -1, shape[-1]), x.view(len(weights), -1, x.shape[-1])
     dtype = result.dtype if torch.is_autocast_enabled(result.device.type) else hyper.bias.dtype
     result, x, weights = (t.to(dtype) for t in (result, x, weights))
-    if ranks is None:
+    inputs = (result, x, seen, weights, *hyper.parameters())
+    if ranks is None or (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
         a, b = (factor.to(dtype) for factor in hyper.generate(seen, hyper.rank))
         hidden = torch.bmm(x, a.mT) * weights[:, None, :]
         return torch.baddbmm(result, hidden, b, alpha=scaling).view(shape)

@@ -86,7 +86,7 @@ class RadloraVariant(ConditionalVariant):
             if not known:
                 return fresh
             for row, i in enumerate(missing):
-                known[i][self.name] = [None if part is None else part[row].clone() for part in fresh]
+                known[i][self.name] = [None if part is None else part[row].detach().clone() for part in fresh]
         weights, ranks, seen = zip(*(entry[self.name] for entry in known), strict=True)
         return Decision(torch.stack(weights), torch.stack(ranks), None if seen[0] is None else torch.stack(seen))
 
@@ -116,8 +116,8 @@ class RadloraVariant(ConditionalVariant):
         return normalised
 
     def _known(self, module: LoraLayer, adapter: str) -> list[dict[str, Any]]:
-        """What the cache has for these examples; empty where it is not asked."""
-        if self.cache is None or self.context.recording:
+        """What the cache has for these examples; empty where it is not asked: it keeps no graphs."""
+        if self.cache is None or self.context.recording or torch.is_grad_enabled():
             return []
         rows = self.context.rows.get(adapter)
         adapters = (adapter,) if rows is not None else tuple(module.active_adapters)
