@@ -281,7 +281,7 @@ def test_state_that_is_not_there_is_named(tmp_path):
         load_method(build("lora"), tmp_path)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [n if n in METHODS else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS])
 @pytest.mark.parametrize("lost", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 6, 12))])
 def test_interrupted_run_resumes_to_the_same_run(trained, tmp_path, name, lost):
     """Five steps to an epoch; a reallocation after step 4 (glora) or at every step from 2 to 8 (AdaLoRA).

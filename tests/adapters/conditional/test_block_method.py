@@ -125,7 +125,7 @@ def test_state_comes_back(trained, tmp_path, patterns):
     fresh.check_finished()
 
 
-@pytest.mark.parametrize("lost", [4, 13])
+@pytest.mark.parametrize("lost", [4, pytest.param(13, marks=pytest.mark.slow)])
 def test_interrupted_run_resumes_to_the_same_run(trained, tmp_path, lost):
     """Cut in the first phase, and in the second."""
     _, whole = trained["any"]

@@ -47,9 +47,8 @@ def python(code, *args):
     return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize(
-    "order", [pytest.param(order, marks=[pytest.mark.slow] if i > 1 else []) for i, order in enumerate(ORDERS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
 def test_either_order_loads(folder, order):
     (folder / "out.pt").unlink(missing_ok=True)
     done = python(ORDERS[order], folder)
@@ -72,6 +71,7 @@ def test_rankwise_alone_imports_neither_peft_nor_torch(module):
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.slow
 def test_the_finder_is_gone_once_peft_is_there():
     names = "[type(finder).__name__ for finder in sys.meta_path].count('_AfterPeft')"
     assert python(f"import sys, rankwise; print({names}); import peft; print({names})").stdout.split() == ["1", "0"]

@@ -60,6 +60,7 @@ def test_saved_and_loaded(kind, tmp_path, low_memory):
     }
 
 
+@pytest.mark.slow
 def test_loading_without_rankwise_says_what_is_missing(tmp_path):
     classifier("bank").save_pretrained(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"].startswith("RADLORA (needs")

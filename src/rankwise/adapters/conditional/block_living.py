@@ -178,7 +178,10 @@ class LivingBlock(nn.Module):
             raise TrainingError(NO_GRAPH)
         split = None if self.training else _split(record, given, keep, len(hidden))
         if split is not None and not len(split[1]):
-            return super().forward(*args, **kwargs)
+            result = super().forward(*args, **kwargs)
+            if record.rest is None and not given.get("output_attentions"):
+                record.note(result)
+            return result
         if split is not None and record.rest is None:
             with torch.no_grad():  # one row once, without a cache, to see what the block returns
                 record.note(super().forward(hidden[:1], **_alone(given, hidden)))
