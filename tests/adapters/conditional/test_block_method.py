@@ -319,6 +319,7 @@ def test_full_depth_pass_leaves_no_trace():
     assert states[0][1]
 
 
+@pytest.mark.slow
 def test_stock_trainer_learns_the_same(tmp_path):
     """With RankwiseCallback; gradients of one step are the same as with our own trainer."""
     weights = []
