@@ -10,7 +10,7 @@ PARALLEL := -n 2 --dist loadfile
 QUANTISED := .quantised
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-quantised check bench docs clean
+.PHONY: help setup demo test test-slow test-scale test-quantised check bench docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,10 @@ test: $(STAMP)  ## the tests (a few minutes, on two processes)
 
 test-slow: $(STAMP)  ## the tests that take long
 	@$(BIN)/python -m pytest $(PARALLEL) -m slow
+
+test-scale: $(STAMP)  ## the tests of the engines, with Ray and submitit installed
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[demo,dev,scale]"
+	@$(BIN)/python -m pytest tests/experiments/engines -m "slow or not slow"
 
 test-quantised: $(STAMP)  ## the tests on quantised models; puts bitsandbytes and torchao into .quantised
 	@test -d $(QUANTISED) || $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(QUANTISED) \

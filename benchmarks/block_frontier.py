@@ -43,6 +43,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TARGETS = (0.3, 0.4, 0.5, 0.65, 0.8)
+BLOCK_ONLY = (
+    "router_after",
+    "keep_last",
+    "bypass_rank",
+    "patterns",
+    "full_depth",
+    "full_rows",
+    "distillation",
+    "coldest",
+)
+"""Settings of block mode that plain LoRA has no use for."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,7 @@ class Point:
     bypass_rank: int
     patterns: str
     full_depth: float
+    full_rows: float
     distillation: float
     coldest: float
     max_length: int
@@ -79,6 +91,7 @@ def method_config(point: Point) -> AdapterConfig:
             "bypass_rank": point.bypass_rank,
             "patterns": patterns,
             "full_depth": point.full_depth,
+            "full_rows": point.full_rows,
             "annealing": min(0.9, point.full_depth + 0.3),
             "distillation": point.distillation,
             "temperature": [2.0, point.coldest],
@@ -210,6 +223,7 @@ def wanted_points(options: argparse.Namespace) -> Iterator[Point]:
             bypass_rank=options.bypass_rank,
             patterns=options.patterns,
             full_depth=options.full_depth,
+            full_rows=options.full_rows,
             distillation=options.distillation,
             coldest=options.coldest,
             max_length=options.max_length,
@@ -228,7 +242,7 @@ def known_points(path: Path) -> list[dict[str, object]]:
 def _identity(point: Point) -> dict[str, object]:
     fields = asdict(point)
     if point.keep == 1:
-        for name in ("router_after", "keep_last", "bypass_rank", "patterns", "full_depth", "distillation", "coldest"):
+        for name in BLOCK_ONLY:
             fields.pop(name)
     return fields
 
@@ -296,6 +310,7 @@ def main() -> None:
     parser.add_argument("--bypass-rank", type=int, default=8, help="see BlockSettings")
     parser.add_argument("--patterns", default="any", help="see BlockSettings")
     parser.add_argument("--full-depth", type=float, default=0.2, help="see BlockSettings; annealing takes 0.3 more")
+    parser.add_argument("--full-rows", type=float, default=0.25, help="see BlockSettings")
     parser.add_argument("--distillation", type=float, default=1.0, help="see BlockSettings")
     parser.add_argument("--coldest", type=float, default=0.5, help="temperature of the decisions at the end")
     parser.add_argument("--max-length", type=int, default=128, help="tokens of a text")

@@ -26,6 +26,9 @@ LEVELS = {
     "research": 6,
     "cli_options": 7,
     "cli_adapters": 7,
+    "cli_report": 7,
+    "cli_scale": 7,
+    "cli_sweep": 7,
     "cli": 7,
     "__main__": 8,
 }
@@ -97,8 +100,23 @@ def test_no_import_cycles():
     [
         ("hydra", {"experiments/config.py"}),
         ("omegaconf", {"experiments/config.py"}),
-        ("sqlite3", {"experiments/store.py", "experiments/database.py", "experiments/migrations.py"}),
-        ("typer", {"cli.py", "cli_adapters.py", "cli_options.py"}),
+        (
+            "sqlite3",
+            {
+                "experiments/store.py",
+                "experiments/database.py",
+                "experiments/migrations.py",
+                "experiments/store_reader.py",
+                "experiments/engines/queue_sqlite.py",
+            },
+        ),
+        ("psycopg", {"experiments/engines/queue_postgres.py"}),
+        ("ray", {"experiments/engines/ray.py"}),
+        ("submitit", {"experiments/engines/slurm.py"}),
+        ("typer", {"cli.py", "cli_adapters.py", "cli_options.py", "cli_report.py", "cli_scale.py", "cli_sweep.py"}),
+        ("starlette", {"experiments/dashboard.py"}),
+        ("uvicorn", {"experiments/dashboard_commands.py"}),
+        ("jinja2", {"experiments/html/page.py"}),
         ("pickle", set()),
         ("socket", set()),
         ("requests", set()),
@@ -119,7 +137,16 @@ def test_no_eval_or_exec_or_unsafe_load():
                 assert called not in {"unsafe_load", "full_load"}, f"{path}:{node.lineno}"
 
 
-@pytest.mark.parametrize("module", ["rankwise.cli", "rankwise.experiments.report", "rankwise.experiments.schema"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "rankwise.cli",
+        "rankwise.experiments.report",
+        "rankwise.experiments.schema",
+        "rankwise.experiments.html.writing",
+        "rankwise.experiments.dashboard",
+    ],
+)
 def test_these_import_no_torch(module):
     """Help is fast, and a report can be rebuilt without torch."""
     code = (

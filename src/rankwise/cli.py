@@ -13,8 +13,12 @@ import typer
 from rankwise import __version__
 from rankwise.cli_adapters import app as adapters_app
 from rankwise.cli_options import Json, Output, StorePath, print_json, show
-from rankwise.errors import RankwiseError
+from rankwise.cli_report import app as report_app
+from rankwise.cli_scale import app as scale_app
+from rankwise.cli_sweep import app as sweep_app
+from rankwise.errors import ConfigError, Finding, RankwiseError
 from rankwise.experiments.processes import only_the_first_speaks
+from rankwise.experiments.redact import without_passwords
 from rankwise.interrupts import interruptible
 
 app = typer.Typer(
@@ -26,6 +30,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(no_args_is_help=True, help="Check run configs, or import them from a research record.")
+
+plan_app = typer.Typer(no_args_is_help=True, help="Check plans: can their runs answer their claims?")
 
 
 def _version(show: bool) -> None:
@@ -47,6 +53,12 @@ def _main(
     epilog="Example: rankwise compare --methods lora,glora --task glue/rte --budget 0.5% --seeds 5 --output runs/rte"
 )
 def compare(
+    context: typer.Context,
+    plan: Annotated[
+        Path | None,
+        typer.Argument(help="Plan (YAML): arms, tasks, budgets, seeds and claims. None: the options below."),
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="Profile of the plan: smoke, pilot or full.")] = None,
     methods: Annotated[
         str, typer.Option(help="Methods, with commas; `rankwise list` names them.")
     ] = "lora,peft_adalora,glora",
@@ -84,15 +96,53 @@ def compare(
     validation: Annotated[
         str | None, typer.Option(help="Validation file of your own data (default: a split of --task).")
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="How to spread runs: local (processes), ray, slurm or queue; none: one after the other, here."
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time (--engine).")] = None,
+    cpus: Annotated[int, typer.Option(min=1, help="Threads per run (--engine).")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs per run, 0.5: two runs share one (--engine).")] = 0.0,
+    minutes: Annotated[float | None, typer.Option(help="A run that takes longer is ended (--engine).")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="How often a run is begun again if its worker dies.")] = 2,
+    address: Annotated[
+        str | None, typer.Option(help="The engine's own: a Ray cluster, Slurm settings, a queue's URL or file.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run nothing: print the plan's schedule and what it would take.")
+    ] = False,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of a worker's hour, for --dry-run.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare methods at the same number of adapter parameters, with paired seeds.
 
-    Trains every method with every seed, prints a table with error bars, and writes checkpoints, plots, results.json
-    and the results store into the run folder. The same command again does only what is missing.
+    Trains every method with every seed, prints a table with error bars, and writes checkpoints, plots, results.json,
+    plan.yaml and the results store into the run folder. With a plan, does the plan's runs and judges its claims. The
+    same command again does only what is missing.
     """
     from rankwise.experiments import commands
+    from rankwise.experiments.spreading import How
 
+    how = How(engine, workers, cpus, gpus, minutes, retries, address)
+    if plan is not None:
+        _only_for_plans(context)
+        from rankwise.experiments import plan_commands
+
+        if dry_run:
+            asked = plan_commands.dry_run(plan, profile=profile, store=store, workers=workers or 1, price=price)
+            print_json(asked.data) if as_json else typer.echo(asked.text)
+            return
+        with _interruptible():
+            judged = plan_commands.compare_plan(
+                plan, profile=profile, output=output, store=store, command=_command(), how=how
+            )
+        show(judged, as_json)
+        return
+    for option, given in (("--profile", profile), ("--dry-run", dry_run or None)):
+        if given is not None:
+            raise ConfigError("compare", [Finding(option, "is for a plan; name the plan's file first")])
     with _interruptible():
         made = commands.compare(
             commands.CompareOptions(
@@ -112,6 +162,7 @@ def compare(
             output=output,
             store=store,
             command=_command(),
+            how=how,
         )
     show(made, as_json)
 
@@ -151,7 +202,46 @@ def report(
     show(made, as_json)
 
 
+@app.command(epilog="Example: rankwise verdict runs/settle-adalora-smoke")
+def verdict(
+    plan: Annotated[Path, typer.Argument(help="Run folder of `compare PLAN`, or a plan's file.")],
+    profile: Annotated[str | None, typer.Option(help="Profile of the plan's file.")] = None,
+    output: Output = None,
+    store: StorePath = None,
+    as_json: Json = False,
+) -> None:
+    """Judge the claims of a plan from its results store: nothing is run.
+
+    The claims are those of the plan when its first run began. What was changed since is judged too, as post hoc.
+    """
+    from rankwise.experiments.plan_commands import verdict as judge
+
+    show(judge(plan, profile=profile, output=output, store=store), as_json)
+
+
+@plan_app.command("check", epilog="Example: rankwise plan check plans/settle-adalora.yaml --profile pilot")
+def plan_check(
+    plan: Annotated[Path, typer.Argument(help="Plan (YAML).")],
+    profile: Annotated[str | None, typer.Option(help="Profile: smoke, pilot or full.")] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Time a few steps, to say what the plan will cost here.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Print a plan's runs, what is wrong with it and what it will cost; exit code 2 if it cannot answer its claims."""
+    from rankwise.experiments.plan_check import check_plan_file
+
+    checked = check_plan_file(plan, profile, probe=probe)
+    print_json(checked.data) if as_json else typer.echo(checked.text)
+    if checked.failed:
+        raise typer.Exit(2)
+
+
+app.add_typer(sweep_app)
 app.add_typer(adapters_app)
+app.add_typer(report_app)
+app.add_typer(scale_app)
+app.add_typer(plan_app, name="plan")
 app.add_typer(config_app, name="config")
 
 
@@ -239,8 +329,23 @@ def _interruptible() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def _only_for_plans(context: typer.Context) -> None:
+    """A plan says all of this itself."""
+    own = ("plan", "profile", "output", "store", "as_json", "dry_run", "price")
+    spread = ("engine", "workers", "cpus", "gpus", "minutes", "retries", "address")
+    given = [
+        name
+        for name in context.params
+        if name not in (*own, *spread) and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        message = "is for a comparison without a plan; write it into the plan"
+        raise ConfigError("compare", [Finding(f"--{name.replace('_', '-')}", message) for name in given])
+
+
 def _command() -> str:
-    return shlex.join(["rankwise", *sys.argv[1:]])
+    """What was typed; it goes into files, so without passwords."""
+    return without_passwords(shlex.join(["rankwise", *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def print_json(value: Any) -> None:  # noqa: ANN401 - anything JSON can say
 
 
 def show(report: Any, as_json: bool) -> None:  # noqa: ANN401 - a commands.Shown or None, imported lazily
-    """A report as a table and lines, or as JSON."""
+    """A report as tables and lines, or as JSON."""
     if report is None:
         return
     if as_json:
@@ -43,7 +43,8 @@ def show(report: Any, as_json: bool) -> None:  # noqa: ANN401 - a commands.Shown
     from rich.console import Console
 
     console = Console()
-    console.print(report.table)
+    for table in report.tables:
+        console.print(table, "")
     for line in report.lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

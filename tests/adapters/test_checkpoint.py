@@ -14,7 +14,7 @@ from tiny import batch, build, logits, tiny_model
 from torch import nn
 
 from rankwise.adapters.attach import ADAPTER
-from rankwise.adapters.checkpoint import CONFIG, WEIGHTS, find_folder, read_checkpoint
+from rankwise.adapters.checkpoint import CONFIG, WEIGHTS, find_folder, read_checkpoint, read_frame
 from rankwise.adapters.export import write_lora
 from rankwise.errors import DataError, ModelError
 
@@ -265,6 +265,39 @@ def saved(tmp_path, **changes):
     return tmp_path
 
 
+FRAMES = [
+    ({"lora_dropout": "x"}, r"adapter_config\.json: lora_dropout is 'x', and must be a number from 0 to 1"),
+    ({"lora_dropout": 1.5}, "lora_dropout is 1.5"),
+    ({"lora_dropout": float("nan")}, "lora_dropout is nan"),
+    ({"lora_dropout": [0.1]}, r"lora_dropout is \[0.1\]"),
+    ({"lora_dropout": True}, "lora_dropout is True"),
+    ({"modules_to_save": 5}, "modules_to_save is 5, and must be a list of names or null"),
+    ({"modules_to_save": "score"}, "modules_to_save is 'score'"),
+    ({"auto_mapping": 5}, "auto_mapping is 5"),
+    ({"auto_mapping": {"base_model_class": 1}}, "auto_mapping is"),
+    ({"task_type": 3, "revision": []}, "task_type is 3, and must be text or null; revision is"),
+    ({"base_model_name_or_path": {}}, "base_model_name_or_path is"),
+]
+"""What concerns checkpoints of any PEFT type."""
+
+
+@QUIET
+@pytest.mark.parametrize(("changes", "message"), FRAMES)
+def test_a_frame_that_is_not_what_peft_writes_is_told(tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
+        read_frame(saved(tmp_path, **changes))
+
+
+@QUIET
+@pytest.mark.parametrize(("field", "value"), [("lora_alpha", "x"), ("init_r", "six"), ("init_r", -1)])
+def test_numbers_of_adalora_that_are_none(tmp_path, field, value):
+    adalora_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(config | {field: value}))
+    with pytest.raises(DataError, match=f"{field} is {value!r}; it must be a number"):
+        read_checkpoint(tmp_path)
+
+
 @QUIET
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -280,8 +313,12 @@ def saved(tmp_path, **changes):
         ({"r": 3}, "has rank 4, but its config says 3"),
         ({"r": 0}, "must be a number above 0"),
         ({"lora_alpha": None}, "lora_alpha of .* is None"),
+        ({"lora_alpha": True}, "lora_alpha of .* is True"),
+        ({"lora_alpha": float("nan")}, "lora_alpha of .* is nan"),
+        ({"r": 4.5}, "has rank 4, but its config says 4.5"),
         ({"rank_pattern": {"layer.1.attention.self.query": 2}}, r"layer\.1.*has rank 4, but its config says 2"),
         ({"peft_type": "ADALORA"}, "no lora_E"),
+        *FRAMES,
     ],
 )
 def test_what_is_no_plain_lora_is_refused(tmp_path, changes, message):

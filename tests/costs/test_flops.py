@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from ranked import ranked, ranked_config
 from tiny import batch, build, tiny_model
 
 from rankwise.adapters.attach import ADAPTER, adapted_layers, attach_lora, find_matrices
@@ -192,7 +193,26 @@ def test_factors_written_per_input_are_not_the_base_models():
     model = attach_lora(tiny_model(), find_matrices(tiny_model()), config=config, seed=0).eval()
     found = count_flops(model, [inputs()])
     assert found.base == bert_by_formula()
-    assert found.adapters > observe(model, [inputs()]).expected
+    assert found.adapters > observe(model, [inputs()]).unmerged
+
+
+@pytest.mark.parametrize("middle", [None, 2])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+def test_writing_factors_per_input_by_formula(middle, threshold):
+    """Where some are used, and with a threshold of 0 where all are, in full."""
+    config = ranked_config("hyper", generator_rank=middle, threshold=threshold, rank_price=0.0 if threshold else -1e3)
+    model = ranked(tiny_model(), config)
+    pool = inputs(20)
+    found, activity = count_flops(model, [pool]), observe(model, [pool])
+    assert found.base == bert_by_formula(20)
+    assert found.adapters == activity.expected
+    assert (found.adapters == 0) == (threshold == 1.0)
+    assert (found.adapters == activity.all_open) == (threshold == 0.0)
+    layers = [layer for layer, _ in lora_layers(model).values()]
+    sizes = [(layer.in_features, layer.out_features) for layer in layers]
+    lora = sum(adapter_flops(20 * TOKENS, 4, *size) for size in sizes)
+    each = [4 * (a + b) * (middle or a) + (middle or 0) * a for a, b in sizes]
+    assert (activity.unmerged, activity.all_open) == (lora, lora + 2 * 20 * sum(each))
 
 
 def test_skipped_blocks_are_not_counted():

@@ -341,7 +341,13 @@ def test_blocks(tmp_path, model_folder, data):
     assert (answer.data["kind"], answer.data["peft_type"]) == ("blocks", "RADBLOCK")
     assert list(answer.data["modules"]) == ["bert.encoder.layer.1"]
     assert set(answer.data["ranks_used"]) <= {"0", "1"}
-    assert "% of examples that open each block" in " ".join(rendered(answer.pictures).split())
+    shown = " ".join(rendered(answer.pictures).split())
+    assert "% of examples that open each block" in shown
+    assert "in bits (1 of 1 blocks)" in shown or "in bits (0 of 1 blocks)" in shown
+    assert "decisions (0: skipped, 1: run)" in shown
+    assert "blocks run" in shown
+    assert not {"modules", "rank used"} & set(shown.split())
+    assert "of the blocks that can be skipped are run" in answer.lines[0]
     assert answer.lines[1].startswith("blocks: ")
 
 
@@ -365,6 +371,12 @@ def test_a_foreign_checkpoint_that_decides_nothing(tmp_path, model_folder):
     folder = untrained(tmp_path / "lora", model_folder, LoraConfig(target_modules=["query"]))
     with pytest.raises(ConfigError, match=r"lora has an adapter that is the same for every input.*rankwise inspect"):
         explain(ExplainOptions(str(folder), task="docstrings"))
+
+
+def test_a_folder_that_is_no_checkpoint_is_not_taken_for_a_model(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing to see")
+    with pytest.raises(ModelError, match=r"holds no adapter_config\.json"):
+        explain(ExplainOptions(str(tmp_path), task="docstrings"))
 
 
 @pytest.mark.parametrize(
@@ -434,7 +446,7 @@ def test_another_base_model_under_the_same_name(runs, tmp_path, model_folder):
     explain(ExplainOptions(str(runs), GATED, tmp_path / "out", model=str(copy), limit=4))
 
 
-@pytest.mark.parametrize("damage", ["no routers", "other shapes", "cut off", "bad config"])
+@pytest.mark.parametrize("damage", ["no routers", "other shapes", "cut off", "bad config", "no such modules"])
 def test_damaged_checkpoints(tmp_path, model_folder, data, damage):
     folder = untrained(tmp_path / "checkpoint", model_folder)
     path = folder / "adapter_model.safetensors"
@@ -447,7 +459,8 @@ def test_damaged_checkpoints(tmp_path, model_folder, data, damage):
         path.write_bytes(path.read_bytes()[:100])
     else:
         config = json.loads((folder / "adapter_config.json").read_text())
-        (folder / "adapter_config.json").write_text(json.dumps(config | {"threshold": 3}))
+        change = {"threshold": 3} if damage == "bad config" else {"exclude_modules": 5}  # PEFT's AttributeError
+        (folder / "adapter_config.json").write_text(json.dumps(config | change))
     options = ExplainOptions(
         str(folder), output=tmp_path / "out", task=str(data), text="sentence", label="verdict", limit=4
     )
@@ -478,13 +491,28 @@ def test_what_breaks_halfway_leaves_nothing(runs, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("part", ["lora_B", "lora_router", "classifier"])
+def test_weights_that_are_no_numbers_are_named_before_anything_is_computed(
+    tmp_path, model_folder, data, part, monkeypatch
+):
+    folder = untrained(tmp_path / "checkpoint", model_folder)
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    next(value for key, value in tensors.items() if part in key).view(-1)[-1] = math.nan
+    save_file(tensors, path)
+    monkeypatch.setattr(explaining, "decisions_of", None)
+    with pytest.raises(DataError, match=rf"checkpoint: .*{part}.* holds numbers that are not finite"):
+        explain(ExplainOptions(str(folder), output=tmp_path / "out", task=str(data), text="sentence", label="verdict"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_models_that_give_no_numbers(tmp_path, model_folder, data):
+    """Weights that are numbers, and too large ones."""
     from rankwise.errors import TrainingError
 
     folder = untrained(tmp_path / "checkpoint", model_folder)
     path = folder / "adapter_model.safetensors"
-    tensors = {k: v * math.nan if "classifier" in k or "lora_B" in k else v for k, v in load_file(path).items()}
-    tensors["base_model.model.classifier.weight"] = torch.full((2, 32), math.nan)
+    tensors = {k: torch.full_like(v, 3e38) if "classifier" in k else v for k, v in load_file(path).items()}
     save_file(tensors, path)
     with pytest.raises(TrainingError, match=r"NaN|finite"):
         explain(ExplainOptions(str(folder), output=tmp_path / "out", task=str(data), text="sentence", label="verdict"))

@@ -3,8 +3,9 @@
 Training has two phases. At first plain LoRA is trained with every block, and bypasses learn to imitate their blocks.
 Then the router draws which blocks an input keeps; the expected share follows a cubic down to its target
 (`allocation.tracking`), and the model learns from the task and from what it says itself at full depth
-(`conditional.block_distil`). When training ends, patterns are limited if that is asked for, and the router's bias is
-put where training examples keep the target share.
+(`conditional.block_distil`); some inputs keep every block, so that full depth stays worth learning from. When training
+ends, patterns are limited if that is asked for, and the router's bias is put where training examples keep the target
+share.
 
 What block mode saves is frozen compute, not the adapter's: LoRA can be merged into the base weights (`merge_static`).
 """
@@ -108,7 +109,7 @@ class BlockMethod(Method):
         self.spread = 1.0  # standard deviation of logits, where it is above 1
         self.measured: float | None = None
         self._logits: Tensor | None = None  # of the step that goes on
-        self.context.recording = True
+        self.context.recording, self.context.full_rows = True, self.settings.full_rows
         self._at(1)
 
     @property
@@ -249,7 +250,7 @@ class BlockMethod(Method):
         if form != "compact":
             raise ConfigError("export", [Finding("form", f"'{form}' is not possible: {NO_UNLOAD}")])
         with new_directory(directory) as folder:
-            self.model.save_pretrained(str(folder))
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
         return directory
 
     def _gate_biases(self) -> Tensor:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from peft import LoraConfig
@@ -37,6 +37,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 READABLE = "plain LoRA (rank and alpha patterns, rsLoRA, modules_to_save) and AdaLoRA checkpoints of PEFT"
 KINDS: dict[str, Literal["lora", "adalora"]] = {"LORA": "lora", "ADALORA": "adalora"}
+SHOWN = 8
+"""Folders that a message names at most."""
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 """Values of `init_lora_weights` that change the base weights, or make the layer something else than B A."""
 NOT_LORA = (
@@ -113,7 +115,7 @@ def read_checkpoint(source: str | Path) -> AdapterCheckpoint:
         if not (torch.isfinite(pairs[name].a).all() and torch.isfinite(pairs[name].b).all()):
             raise DataError(f"{folder}: {name} holds numbers that are not finite; did its training diverge?")
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-    return AdapterCheckpoint(folder, kind, pairs, saved, _frame(config, extra), config, shapes)
+    return AdapterCheckpoint(folder, kind, pairs, saved, _frame(config, extra, folder), config, shapes)
 
 
 def read_frame(folder: Path) -> Frame:
@@ -123,9 +125,11 @@ def read_frame(folder: Path) -> Frame:
         ModelError, DataError: see `read_checkpoint`.
     """
     config = read_config(folder)
-    heads = tuple(config.get("modules_to_save") or ())
+    frame = _frame(config, {}, folder)
     named = {key.removeprefix(PREFIX): value for key, value in _tensors(folder).items()}
-    return _frame(config, {key: value for key, value in named.items() if any(f".{h}." in f".{key}" for h in heads)})
+    heads = [f".{head}." for head in frame.modules_to_save]
+    extra = {key: value for key, value in named.items() if any(head in f".{key}" for head in heads)}
+    return dataclasses.replace(frame, extra=extra)
 
 
 def find_folder(source: str) -> Path:
@@ -164,7 +168,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         whole = (folder / "config.json").is_file()
         what = "a whole model, no adapter (full fine-tuning, or merged already)" if whole else f"no {CONFIG}"
         if inside := sorted(found.parent.name for found in folder.glob(f"*/{CONFIG}")):
-            what += f", but its folders {', '.join(inside)} do: name one of them"
+            more = f" and {len(inside) - SHOWN} more" if len(inside) > SHOWN else ""
+            what += f", but its folders {', '.join(inside[:SHOWN])}{more} do: name one of them"
         raise ModelError(f"{folder} holds {what}. What can be read: {READABLE}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -232,12 +237,11 @@ def _sort(tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, dict[s
 
 
 def _lora(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> tuple[SavedModule, Pair]:
-    rank = int(_resolve(config, "rank_pattern", "r", name, folder))
+    found = _resolve(config, "rank_pattern", "r", name, folder)
     alpha = float(_resolve(config, "alpha_pattern", "lora_alpha", name, folder))
-    if parts["lora_A"].shape[0] != rank:
-        raise DataError(
-            f"{folder}: {name} has rank {parts['lora_A'].shape[0]}, but its config says {rank}; PEFT would not load it"
-        )
+    rank = parts["lora_A"].shape[0]
+    if rank != found:
+        raise DataError(f"{folder}: {name} has rank {rank}, but its config says {found}; PEFT would not load it")
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return SavedModule(rank, scaling), fold(parts["lora_A"], parts["lora_B"], scaling)
 
@@ -249,8 +253,8 @@ def _adalora(
     rank = parts["lora_A"].shape[0]
     if values is None or values.numel() != rank:
         raise DataError(f"{folder}: {name} has {rank} components, but no lora_E of that length")
-    initial = float(parts["ranknum"]) if "ranknum" in parts else float(config.get("init_r") or 12)
-    alpha = float(config.get("lora_alpha", 8))
+    initial = float(parts["ranknum"]) if "ranknum" in parts else _number(config, "init_r", 12, folder, low=1)
+    alpha = _number(config, "lora_alpha", 8, folder)
     scaling = (alpha if alpha > 0 else rank) / (initial + 1e-5)
     live = (values.reshape(-1) != 0).nonzero().reshape(-1)
     a = (parts["lora_A"].float() * values.reshape(-1, 1).float())[live]  # a product of halves needs more than a half
@@ -266,12 +270,43 @@ def _resolve(config: Mapping[str, Any], pattern: str, default: str, name: str, f
         value = entries.get(get_pattern_key(entries, name), config.get(default))
     except re.error as error:
         raise DataError(f"{folder}: {pattern} holds a key that is no regular expression ({error})") from error
-    if not isinstance(value, int | float) or value <= 0:
+    if not _is_number(value) or value <= 0:
         raise DataError(f"{folder}: {default} of {name} is {value!r}; it must be a number above 0")
     return value
 
 
-def _frame(config: Mapping[str, Any], extra: Mapping[str, Tensor]) -> Frame:
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number(config: Mapping[str, Any], name: str, default: float, folder: Path, *, low: float = -math.inf) -> float:
+    value = config.get(name)
+    value = default if value is None else value
+    if not _is_number(value) or value < low:
+        raise DataError(f"{folder}: {name} is {value!r}; it must be a number{f' from {low:g} on' if low > 0 else ''}")
+    return float(value)
+
+
+def _check_frame(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse fields that hold something else than PEFT writes, all of them at once."""
+    wrong = [
+        f"{name} is {config[name]!r}, and must be text or null"
+        for name in ("task_type", "base_model_name_or_path", "revision")
+        if not isinstance(config.get(name), str | None)
+    ]
+    dropout, heads, classes = (config.get(name) for name in ("lora_dropout", "modules_to_save", "auto_mapping"))
+    if dropout is not None and not (_is_number(dropout) and 0 <= dropout <= 1):
+        wrong.append(f"lora_dropout is {dropout!r}, and must be a number from 0 to 1")
+    if heads is not None and not (isinstance(heads, list) and all(isinstance(head, str) for head in heads)):
+        wrong.append(f"modules_to_save is {heads!r}, and must be a list of names or null")
+    if classes is not None and not (isinstance(classes, dict) and all(isinstance(c, str) for c in classes.values())):
+        wrong.append(f"auto_mapping is {classes!r}, and must map names to names or be null")
+    if wrong:
+        raise DataError(f"{folder}/{CONFIG}: {'; '.join(wrong)}")
+
+
+def _frame(config: Mapping[str, Any], extra: Mapping[str, Tensor], folder: Path) -> Frame:
+    _check_frame(config, folder)
     known = config.get("auto_mapping") or {}
     names = ("base_model_class", "parent_library")
     return Frame(

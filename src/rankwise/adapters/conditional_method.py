@@ -308,7 +308,7 @@ class ConditionalMethod(Method, ABC):
             why = NO_MERGE.format(kind=self.config.name)
             raise ConfigError("export", [Finding("form", f"'{form}' is not possible: {why}")])
         with new_directory(directory) as folder:
-            self.model.save_pretrained(str(folder))
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)  # PEFT would ask the hub about them
         return directory
 
     def _at(self, step: int) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from rankwise.adapters.conditional.config import ConditionalPeftConfig
 from rankwise.adapters.conditional.decisions import Decisions, decisions_of
+from rankwise.adapters.conditional.rad_hyper import HYPER
 from rankwise.costs.flops import Batch
-from rankwise.costs.formulas import adapter_flops
+from rankwise.costs.formulas import adapter_flops, generator_flops
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,10 @@ class Activity:
     """What examples used of the adapters.
 
     `open` is, by module, the share of examples that used its adapter at all, `ranks` the mean number of components
-    that they used, `full` all components of the module. `expected` are the FLOPs of the factors by formula, for just
-    these examples; `all_open` those with every adapter used in full. `decided` is what is decided on: `modules`,
-    `blocks`, or nothing (None) where the adapter is the same for every input.
+    that they used, `full` all components of the module. `expected` are the FLOPs of the adapters by formula, for just
+    these examples, `all_open` those with every adapter used in full: using factors, and writing them where a network
+    does that for each input. `unmerged` are those of plain LoRA of the same ranks, which writes none. `decided` is what
+    is decided on: `modules`, `blocks`, or nothing (None) where the adapter is the same for every input.
     """
 
     examples: int
@@ -30,6 +32,7 @@ class Activity:
     full: dict[str, int]
     expected: int
     all_open: int
+    unmerged: int
     decided: str | None
 
     @property
@@ -61,18 +64,20 @@ def observe(model: nn.Module, batches: Iterable[Batch]) -> Activity:
         decisions = decisions_of(model, each)
         used |= _used(decisions, layers)
         decided = decisions.kind
-    expected = all_open = 0
+    expected = unmerged = written = 0
     for name, (layer, rank) in layers.items():
         sizes = layer.in_features, layer.out_features
-        expected += adapter_flops(int((tokens * used[name]).sum()), 1, *sizes)
-        all_open += adapter_flops(int(tokens.sum()), rank, *sizes)
+        expected += adapter_flops(int((tokens * used[name]).sum()), 1, *sizes) + _written(layer, used[name])
+        unmerged += adapter_flops(int(tokens.sum()), rank, *sizes)
+        written += _written(layer, torch.full_like(used[name], rank))
     return Activity(
         examples=len(tokens),
         open={name: float((ranks > 0).double().mean()) for name, ranks in used.items()},
         ranks={name: float(ranks.double().mean()) for name, ranks in used.items()},
         full={name: rank for name, (_, rank) in layers.items()},
         expected=expected,
-        all_open=all_open,
+        all_open=unmerged + written,
+        unmerged=unmerged,
         decided=decided,
     )
 
@@ -96,6 +101,18 @@ def _used(decisions: Decisions, layers: dict[str, tuple[LoraLayer, int]]) -> dic
         return {name: column for name, column in columns.items() if name in layers}
     inside = {name: block for block in columns for name in layers if name.startswith(f"{block}.")}
     return {name: columns[block] * layers[name][1] for name, block in inside.items()}
+
+
+def _written(layer: LoraLayer, ranks: Tensor) -> int:
+    """FLOPs of writing factors for examples that use so many components, (examples,); 0 where they are just there."""
+    networks = getattr(layer, HYPER, {})
+    found = [networks[adapter] for adapter in layer.active_adapters if adapter in networks]
+    opened, components = int((ranks > 0).sum()), int(ranks.sum())
+    total = 0
+    for net in found:
+        middle = None if net.down is None else len(net.down)
+        total += generator_flops(opened, components, layer.in_features, layer.out_features, middle)
+    return total
 
 
 def _examples(batch: Batch) -> int:

@@ -32,6 +32,17 @@ def router_flops(in_features: int, hidden: int, outputs: int = 1) -> int:
     return 2 * hidden * (in_features + outputs)
 
 
+def generator_flops(examples: int, components: int, in_features: int, out_features: int, middle: int | None) -> int:
+    """Writing `components` pairs of factors in all, for `examples` inputs: 2 · components · (in + out) · in.
+
+    With a factorised network of width `middle`: 2 · middle · (examples · in + components · (in + out)).
+    """
+    written = 2 * components * (in_features + out_features)
+    if middle is None:
+        return written * in_features
+    return written * middle + 2 * examples * in_features * middle
+
+
 def pooling_flops(tokens: int, in_features: int) -> int:
     """The weighted mean of one example's tokens, as a product of (1, tokens) and (tokens, in)."""
     return 2 * tokens * in_features

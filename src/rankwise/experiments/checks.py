@@ -11,10 +11,10 @@ from typing import Any, Literal
 from rankwise.allocation.budget import parse_budget
 from rankwise.errors import BudgetError, Finding
 from rankwise.experiments.model_facts import model_facts
-from rankwise.experiments.schema import Distribution, Plain, RunConfig, Scalar
+from rankwise.experiments.schema import Distribution, Plain, RunConfig, Scalar, SweepConfig
 from rankwise.experiments.settle import planned_steps, steps_per_epoch
 from rankwise.tasks.glue import SPECS
-from rankwise.tasks.metrics import allowed_metrics
+from rankwise.tasks.metrics import METRICS, allowed_metrics
 
 HELD_EQUAL = {"method.budget": "equal budget", "training.batch_size": "equal training and equal time"}
 """Fields that a comparison claims to hold equal over its arms, and what the claim is."""
@@ -127,6 +127,18 @@ def _metrics(config: RunConfig, words: Words) -> Found:
     measured = names or (spec.metrics if spec else None)
     if wanted is not None and measured is not None and wanted not in measured:
         yield "error", "sweep.metric", f"{wanted} is not among the metrics measured: {', '.join(measured)} [43]"
+    deciding = wanted or (measured[0] if measured else None)
+    if config.sweep is not None and deciding is not None and (wrong := wrong_way(config.sweep, deciding)):
+        yield "error", "sweep.direction", wrong
+
+
+def wrong_way(sweep: SweepConfig, metric: str) -> str | None:
+    """What is wrong if a sweep's direction is not the one in which its metric gets better; None if it is."""
+    way = "maximize" if METRICS[metric].higher_is_better else "minimize"
+    if sweep.direction in (None, way):
+        return None
+    better = "higher" if way == "maximize" else "lower"
+    return f"{sweep.direction}, but {metric} is better when {better}; write {way}, or leave it out [43]"
 
 
 def _adalora(config: RunConfig, words: Words) -> Found:
@@ -203,9 +215,10 @@ def _cost(config: RunConfig) -> Found:
     passes = f" = {trained / per_epoch:,.4g} passes over {config.task.name}" if per_epoch else ""
     examples = trained * config.training.batch_size * config.training.gradient_accumulation_steps
     if examples > MANY_EXAMPLES:
+        end = "every trial to its end: no pruner" if sweep.pruner == "none" else "if none is pruned"
         text = (
-            f"{sweep.n_trials} trials x {total:,} steps = {trained:,} steps{passes} ({examples:,} examples), every "
-            "trial to its end: no pruner, no time limit, no smaller stand-in for the task [46]"
+            f"{sweep.n_trials} trials x {total:,} steps = {trained:,} steps{passes} ({examples:,} examples), {end}, "
+            "no time limit, no smaller stand-in for the task [46]"
         )
         yield "warning", "sweep.n_trials", text
 

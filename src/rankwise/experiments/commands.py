@@ -6,25 +6,25 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from rankwise.errors import BudgetError, ConfigError, Finding, StoreError
 from rankwise.experiments import compare as comparing
 from rankwise.experiments import config as configs
+from rankwise.experiments.frozen import FROZEN
 from rankwise.experiments.import_record import write_run_configs
 from rankwise.experiments.processes import is_first, joined
 from rankwise.experiments.progress import reporter
 from rankwise.experiments.report import Report, write_report
+from rankwise.experiments.results import write_atomically
 from rankwise.experiments.schema import RunConfig, TrainingConfig, method_registry, task_registry
+from rankwise.experiments.shown import PLAN_FILE, RUNS, Shown, Summary
+from rankwise.experiments.spreading import How
 from rankwise.experiments.store import Store
 from rankwise.experiments.table import comparison_table
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-RUNS = Path("runs")
+HERE = How()
 MOST_SEEDS = 1000
 
 
@@ -59,26 +59,10 @@ class CompareOptions:
     validation: str | None = None
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What a command shows: a table with lines below it, and the same as JSON-ready data."""
-
-    table: "Table"
-    lines: tuple[str, ...]
-    content: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Text for people and data for machines; `failed` asks for exit code 2."""
-
-    text: str
-    data: Any
-    failed: bool = False
-
-
 @joined()
-def compare(options: CompareOptions, *, output: Path | None, store: Path | None, command: str) -> Shown | None:
+def compare(
+    options: CompareOptions, *, output: Path | None, store: Path | None, command: str, how: How = HERE
+) -> Shown | None:
     """Run a comparison and write its report. Of several processes only the first has something to show.
 
     Raises:
@@ -91,7 +75,8 @@ def compare(options: CompareOptions, *, output: Path | None, store: Path | None,
         comparing.assist_all(runs, folder)
         return None
     with _open(folder, store, runs, command) as opened, reporter(len(runs)) as shown:
-        ids = comparing.run_all(runs, opened, folder, shown)
+        _keep_plan(plan, runs, opened, folder)
+        ids = how.carry_out(runs, opened, folder, shown)
         return _shown(write_report(opened, ids, folder, command=command), folder)
 
 
@@ -170,16 +155,22 @@ def run(file: Path, overrides: Sequence[str], *, output: Path | None, store: Pat
     notes = (
         [f"{len(loaded.findings)} findings about {file}; `rankwise config check` shows them"] if loaded.findings else []
     )
-    return Shown(made.table, (*notes, *made.lines), made.content)
+    return Shown(made.tables, (*notes, *made.lines), made.content)
 
 
 def report(folder: Path, *, store: Path | None) -> Shown:
     """Rebuild a run folder's report from its store; the command that made the runs stays named in results.json.
 
+    Of a plan's folder it is the verdicts and the page.
+
     Raises:
         OutputError: `folder` is no run folder.
     """
     plan = comparing.read_plan(folder)
+    if (folder / FROZEN).is_file() and not (folder / PLAN_FILE).is_file():
+        from rankwise.experiments.plan_commands import verdict
+
+        return verdict(folder, profile=None, output=None, store=store)
     command = str(plan.get("command", ""))
     path = store or folder / plan.get("store", comparing.STORE)
     if not path.is_file():
@@ -262,6 +253,18 @@ def _open(folder: Path, store: Path | None, runs: Sequence[RunConfig], command: 
     return Store(path)
 
 
+def _keep_plan(plan: comparing.Comparing, runs: Sequence[RunConfig], store: Store, folder: Path) -> None:
+    """Write `plan.yaml`, which a person may go on with, and freeze its claims."""
+    from rankwise.experiments.frozen import freeze
+    from rankwise.experiments.plan_runs import load_plan
+    from rankwise.experiments.plan_text import plan_text
+
+    file = folder / PLAN_FILE
+    if not file.is_file():
+        write_atomically(file, plan_text(plan, _folder_name(plan, runs)).encode())
+        freeze(folder, load_plan(file), store.completed())
+
+
 def _folder_name(plan: comparing.Comparing, runs: Sequence[RunConfig]) -> str:
     digest = hashlib.sha256(json.dumps([config.run_id for config in runs]).encode()).hexdigest()[:6]
     words = f"compare-{plan.task.name}-{Path(plan.model).name}-{plan.budget}-{digest}"
@@ -271,4 +274,4 @@ def _folder_name(plan: comparing.Comparing, runs: Sequence[RunConfig]) -> str:
 def _shown(made: Report, folder: Path) -> Shown:
     notes = sorted({f"note: {c.note}" for c in made.comparisons if c.note})
     lines = (*notes, "", *(str(path) for path in made.files), f"{folder}/checkpoints")
-    return Shown(comparison_table(made.records, made.comparisons), lines, made.content)
+    return Shown((comparison_table(made.records, made.comparisons),), lines, made.content)

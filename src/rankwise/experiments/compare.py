@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rankwise.errors import ConfigError, Finding, OutputError
 from rankwise.experiments.progress import Reporter
 from rankwise.experiments.results import write_atomically
-from rankwise.experiments.runner import CHECKPOINTS, assist, load_task, run, total_steps
+from rankwise.experiments.runner import CHECKPOINTS, assist, data_of, run, total_steps
 from rankwise.experiments.schema import ModelConfig, RunConfig, TrainingConfig, method_registry
 from rankwise.experiments.store import Store
 from rankwise.tasks.base import TaskConfig
@@ -83,7 +83,7 @@ def run_all(configs: Sequence[RunConfig], store: Store, output: Path, reporter: 
     Raises:
         RankwiseError: a config, data, model or output problem; what is done stays in the store.
     """
-    _refuse_impossible(configs)
+    refuse_impossible(configs)
     for config in configs:
         run(config, store, output, reporter)
     return [config.run_id for config in configs]
@@ -91,29 +91,34 @@ def run_all(configs: Sequence[RunConfig], store: Store, output: Path, reporter: 
 
 def assist_all(configs: Sequence[RunConfig], output: Path) -> None:
     """What every process but the first does while that one is in `run_all`."""
-    _refuse_impossible(configs)
+    refuse_impossible(configs)
     for config in configs:
         assist(config, output)
 
 
-def _refuse_impossible(configs: Sequence[RunConfig]) -> None:
-    """Before the first run, not after hours: what no method can do in the steps there are."""
+def refuse_impossible(configs: Sequence[RunConfig]) -> None:
+    """Before the first run, not after hours: what no method can do in the steps there are.
+
+    Raises:
+        ConfigError: with every problem.
+    """
     from rankwise.adapters.distributed import world_size
     from rankwise.training.fit import split_evenly
 
     found: dict[Finding, None] = {}
     for config in configs:
         split_evenly(config.training.batch_size, world_size())
-        steps = total_steps(config, len(load_task(config.task).train))
+        steps = total_steps(config, len(data_of(config).train))
         found |= {replace(f, path=f"{config.method.name}: {f.path}"): None for f in config.method.check(steps)}
     if found:
         raise ConfigError("compare" if len(configs) > 1 else "run", list(found))
 
 
-def claim(output: Path, configs: Sequence[RunConfig], command: str, store: Path) -> None:
+def claim(output: Path, configs: Sequence[RunConfig], command: str, store: Path, *, more: bool = False) -> None:
     """Mark a run folder as belonging to these runs, or find that it does already.
 
-    A folder that was claimed for other runs, none of which was ever finished, is free to take.
+    A folder that was claimed for other runs, none of which was ever finished, is free to take; with `more` these runs
+    are added to those that are there.
 
     Raises:
         OutputError: the folder holds something else, or cannot be written.
@@ -126,7 +131,12 @@ def claim(output: Path, configs: Sequence[RunConfig], command: str, store: Path)
     plan = output / PLAN
     if plan.is_file():
         known = read_plan(output)
+        if more:
+            content["runs"] = known["runs"] | content["runs"]
         if list(known["runs"]) == list(content["runs"]):
+            return
+        if more:
+            write_atomically(plan, _json(content))
             return
         if any((output / CHECKPOINTS).glob("*")):
             raise OutputError(

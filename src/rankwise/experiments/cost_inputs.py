@@ -74,6 +74,8 @@ def read_inputs(base: Base, record: RunRecord | None, wanted: Wanted, device: to
     try:
         data = load_task(config)
     except DataError as error:
+        if wanted.task is not None:
+            raise
         raise DataError(f"{error}\nthe texts are {whose}; name others with --task") from error
     split = next(iter(data.validation.values()))
     count = min(wanted.examples, len(split))

@@ -101,7 +101,7 @@ def _computed(subject: Subject, inputs: Inputs, progress: Progress) -> Data:
             "routing_share": flops.share("routing"),
             "to_merged": flops.total / alone,
             "served_to_merged": served / alone,
-            "to_unmerged": flops.total / (alone + activity.all_open),
+            "to_unmerged": flops.total / (alone + activity.unmerged),
         }
     }
     return found | {"activity": _activity(activity) if activity.full else None}

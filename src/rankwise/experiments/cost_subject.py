@@ -1,23 +1,22 @@
 """A checkpoint and what it is compared with, as living models."""
 
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import transformers
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from rankwise.adapters.checkpoint import read_checkpoint, read_config, read_frame, why_not_plain
 from rankwise.costs.activity import lora_layers
 from rankwise.costs.latency import Variant
 from rankwise.costs.twins import UNMERGEABLE, lora_twin, merged, shared_copy, use_fused, use_stock
-from rankwise.errors import DataError, ModelError
+from rankwise.errors import ModelError
 from rankwise.experiments.adapter_base import FAILURES, Base, load_base, reason, tokenizer_of
+from rankwise.experiments.adapter_load import load_adapter, quiet
 from rankwise.experiments.adapter_source import Source
 from rankwise.experiments.exporting import KINDS
 
@@ -26,9 +25,6 @@ NAMES = KINDS | {"COGALORA": "CoGaLoRA", "RADLORA": "RAD-LoRA", "RADBLOCK": "RAD
 """PEFT's types for people."""
 
 CACHED = "measured without the adapter's cache of decisions: here the same texts come again and again"
-
-_MISSING = ".*missing adapter keys.*"
-"""What PEFT only warns of: what a file lacks stays random."""
 
 
 @dataclass(frozen=True)
@@ -88,18 +84,7 @@ class Loader:
             ModelError: PEFT cannot load it, or some of its weights are not in it.
             DataError: some of its weights are not finite.
         """
-        known = {id(p) for p in base.parameters()}
-        with _quiet():
-            warnings.filterwarnings("error", message=_MISSING)
-            try:
-                config = PeftConfig.from_pretrained(str(self.folder))
-                if self.caches:
-                    config.cache = 0
-                model: PeftModel = PeftModel.from_pretrained(base, str(self.folder), config=config)
-            except (*FAILURES, SafetensorError, UserWarning) as error:
-                raise ModelError(f"PEFT cannot load {self.folder}: {reason(error)}") from error
-        _check_finite(self.folder, {name: p for name, p in model.named_parameters() if id(p) not in known})
-        return model.eval()
+        return load_adapter(self.folder, base, cache=False) if self.caches else load_adapter(self.folder, base)
 
     def lora(self, base: nn.Module, ranks: Mapping[str, int]) -> PeftModel:
         """Plain LoRA of `ranks` on `base`: the checkpoint itself if it is that."""
@@ -158,12 +143,12 @@ def load_subject(source: Source, override: str | None = None) -> Subject:
     if ranks:
         lora = own if loader.plain else lora_twin(shared_copy(model), ranks)
         variants |= {LORA: Variant(lora, use_stock(lora)), FUSED: Variant(lora, use_fused(lora))}
-        with _quiet():
+        with quiet():
             variants[MERGED] = Variant(merged(lora))
     if not loader.plain:
         variants[OWN] = Variant(own)
         try:
-            with _quiet():
+            with quiet():
                 variants[OWN_MERGED] = Variant(merged(own))
         except UNMERGEABLE as error:
             notes.append(f"not merged: {str(error).splitlines()[0]}")
@@ -177,15 +162,9 @@ def load_variant(loader: Loader, ranks: Mapping[str, int], name: str) -> nn.Modu
     base: nn.Module = loader.base().model
     if name == BASE:
         return base
-    with _quiet():
+    with quiet():
         made: nn.Module = loader.own(base) if name in (OWN, OWN_MERGED) else loader.lora(base, ranks)
         return merged(made) if name in (MERGED, OWN_MERGED) else made
-
-
-def _check_finite(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    for name, value in weights.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise DataError(f"{folder}: {name} holds numbers that are not finite; did its training diverge?")
 
 
 def _refuse_sequence_to_sequence(model: nn.Module) -> None:
@@ -193,11 +172,3 @@ def _refuse_sequence_to_sequence(model: nn.Module) -> None:
         raise ModelError(
             f"{type(model).__name__} reads one text and writes another; costs are measured on models that read one"
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """PEFT warns about its own ways with other libraries; what is wrong, it raises."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

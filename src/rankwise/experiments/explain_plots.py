@@ -79,7 +79,7 @@ def draw_ranks_used(data: Data, path: Path, title: str) -> Path:
     figure.suptitle(title if len(title) <= LONGEST else f"…{title[1 - LONGEST :]}", fontsize=10, parse_math=False)
     left, right = figure.subplots(1, 2)
     left.bar(list(counts), [100 * count / total for count in counts.values()], color="#0072B2")
-    left.set_xlabel("rank used (0: closed)")
+    left.set_xlabel("rank used (0: closed)" if data["kind"] == "modules" else "block (0: skipped, 1: run)")
     left.set_ylabel("% of decisions")
     left.xaxis.get_major_locator().set_params(integer=True)
     thirds = data["thirds"]

@@ -1,18 +1,17 @@
 """What `rankwise explain` looks at: a checkpoint that decides per input, its base model, and a split of a task."""
 
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import nn
 
-from rankwise.adapters.checkpoint import read_frame
+from rankwise.adapters.checkpoint import read_config, read_frame
 from rankwise.adapters.export import Frame
 from rankwise.errors import ConfigError, DataError, Finding, MissingPackageError, ModelError
-from rankwise.experiments.adapter_base import base_name, check_same_base, reason
+from rankwise.experiments.adapter_base import base_name, check_same_base
+from rankwise.experiments.adapter_load import load_adapter
 from rankwise.experiments.adapter_source import Choice, Source, find_source
 from rankwise.experiments.runner import inputs_of, load_task
 from rankwise.experiments.schema import EvaluationConfig, RunConfig
@@ -24,8 +23,6 @@ from rankwise.training.models import EMBEDDED, EMBEDDED_ORIGIN, BaseModel, load_
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-FAILURES = (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError, UserWarning)
 
 
 @dataclass(frozen=True)
@@ -119,9 +116,12 @@ def deciding_type(source: Source) -> str:
 
     Raises:
         ConfigError: its adapter is the same for every input.
+        ModelError: there is neither an adapter nor a model.
     """
     if source.conditional is not None:
         return source.conditional.TYPE
+    if not source.is_adapter and not (source.folder / "config.json").is_file():
+        read_config(source.folder)  # raises, and says what is there instead
     record = source.record
     what = f"run {record.run_id} (method {record.method})" if record else str(source.folder)
     static = "is a whole model" if not source.is_adapter else "has an adapter that is the same for every input"
@@ -134,20 +134,13 @@ def load_model(subject: Subject) -> tuple[PeftModel, BaseModel]:
 
     Raises:
         ModelError: the base model cannot be loaded, or the checkpoint does not fit it or the task.
-        DataError: the checkpoint is damaged.
+        DataError: the checkpoint is damaged, or its training diverged.
     """
     folder, data = subject.source.folder, subject.task
     frame = read_frame(folder)
     base = load_base_model(subject.model, num_labels=data.num_labels, kind=data.kind, seed=0, revision=subject.revision)
     _check_head(base.model, frame, subject)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.filterwarnings("error", message=".*missing adapter keys.*")
-            model = PeftModel.from_pretrained(base.model, str(folder))
-    except FAILURES as error:
-        raise ModelError(f"{folder} does not load on base model '{subject.model}': {reason(error)}") from error
-    return model.eval(), base
+    return load_adapter(folder, base.model, name=subject.model), base
 
 
 def _task(source: Source, options: ExplainOptions) -> tuple[TaskConfig, int]:
@@ -184,7 +177,9 @@ def _split(data: TaskData, wanted: str | None) -> "tuple[str, Dataset]":
     splits = {**data.validation, "train": data.train}
     name = wanted or next(iter(data.validation))
     if name not in splits:
-        message = f"task '{data.name}' has no split '{name}'{did_you_mean(name, splits)} Splits: {', '.join(splits)}"
+        message = (
+            f"task '{data.name}' has no split '{name}'{did_you_mean(name, splits) or '.'} Splits: {', '.join(splits)}"
+        )
         raise ConfigError("explain", [Finding("--split", message)])
     return name, splits[name]
 

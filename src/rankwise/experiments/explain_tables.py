@@ -30,14 +30,13 @@ def tables(data: Data) -> "tuple[Table, ...]":
 
 def summary_lines(data: Data) -> list[str]:
     """What it comes to, in sentences."""
-    what = "modules" if data["kind"] == "modules" else "blocks"
+    what = data["kind"]
     of = data["examples_in_split"]
     part = f" of {of:,}" if of != data["examples"] else ""
     telling = [name for name, module in data["modules"].items() if module["p"] <= LEVEL]
     varying = data["sometimes_open"]
     lines = [
-        f"{data['peft_type']} on {data['task']}, {data['split']}, {data['examples']:,}{part} examples: "
-        f"{data['share_open']:.1%} of the decisions are open, {data['share_of_rank']:.1%} of the rank is used",
+        f"{data['peft_type']} on {data['task']}, {data['split']}, {data['examples']:,}{part} examples: {_shares(data)}",
         f"{what}: {data['never_open']} never open, {data['always_open']} always, {varying} for some examples",
         f"{len(telling)} of {len(data['modules'])} {what} say something about the class beyond chance (p ≤ {LEVEL:g} "
         f"over all of them, {data['permutations']} permutations)",
@@ -50,8 +49,7 @@ def summary_lines(data: Data) -> list[str]:
 def open_table(data: Data) -> "Table":
     """Layers by kinds of matrix: percent of examples that open each."""
     shares = {name: 100 * module["open"] for name, module in data["modules"].items()}
-    what = "module" if data["kind"] == "modules" else "block"
-    return grid_table(shares, f"% of examples that open each {what}", 100.0)
+    return grid_table(shares, f"% of examples that open each {data['kind'].removesuffix('s')}", 100.0)
 
 
 def family_table(data: Data) -> "Table":
@@ -60,7 +58,7 @@ def family_table(data: Data) -> "Table":
     kinds: dict[str, list[Data]] = {}
     for name, module in data["modules"].items():
         kinds.setdefault(place_of(name).kind, []).append(module)
-    table = _table("% open by kind and class", ("kind",), ("modules", "all", *classes))
+    table = _table("% open by kind and class", ("kind",), (data["kind"], "all", *classes))
     for kind, members in [*kinds.items(), ("all", list(data["modules"].values()))]:
         shares = [_mean([module["open_by_class"][label] for module in members]) for label in classes]
         everywhere = _mean([module["open"] for module in members])
@@ -73,9 +71,9 @@ def module_table(data: Data) -> "Table":
     classes = _classes(data)
     ordered = sorted(data["modules"].items(), key=lambda item: (item[1]["p"], -item[1]["bits"]))
     shown = [(name, module) for name, module in ordered if 0 < module["open"] < 1 or module["bits"] > 0][:MOST_MODULES]
-    title = f"what a decision says about the class, in bits ({len(shown)} of {len(ordered)} modules)"
+    title = f"what a decision says about the class, in bits ({len(shown)} of {len(ordered)} {data['kind']})"
     numbers = ("rank", "mean used", "% open", *classes, "bits", "by chance", "p")
-    table = _table(title, ("module",), numbers)
+    table = _table(title, (data["kind"].removesuffix("s"),), numbers)
     for name, module in shown:
         shares = [module["open_by_class"][label] for label in classes]
         table.add_row(
@@ -93,7 +91,10 @@ def rank_histogram(data: Data) -> "Table":
     """How many decisions used which rank."""
     counts = {int(rank): count for rank, count in data["ranks_used"].items()}
     total, top = sum(counts.values()), max(counts.values())
-    table = _table("decisions per rank used (0: closed)", (), ("rank", "decisions", "%"))
+    title, what = "decisions per rank used (0: closed)", "rank"
+    if data["kind"] == "blocks":
+        title, what = "decisions (0: skipped, 1: run)", "run"
+    table = _table(title, (), (what, "decisions", "%"))
     table.add_column("", no_wrap=True)
     for rank, count in sorted(counts.items()):
         table.add_row(str(rank), f"{count:,}", f"{100 * count / total:.1f}", "█" * max(1, round(BAR * count / top)))
@@ -103,7 +104,7 @@ def rank_histogram(data: Data) -> "Table":
 def third_table(data: Data) -> "Table":
     """How good predictions are for little and much adapted examples."""
     metric = data["thirds"][0]["metric"]
-    table = _table(f"{metric} by how much is adapted", ("examples with",), ("total rank", "examples", metric, "±"))
+    table = _table(f"{metric} by how much is adapted", ("examples with",), (_amount(data), "examples", metric, "±"))
     for third in data["thirds"]:
         low, high = third["total_rank"]["from"], third["total_rank"]["to"]
         span = str(low) if low == high else f"{low} to {high}"
@@ -116,7 +117,7 @@ def example_table(data: Data) -> "Table":
     """The most and the least adapted examples."""
     from rich.text import Text  # a "[b]" in a text is a "[b]"
 
-    table = _table("most and least adapted examples", ("", "text", "label", "prediction"), ("open", "total rank"))
+    table = _table("most and least adapted examples", ("", "text", "label", "prediction"), ("open", _amount(data)))
     count = len(data["modules"])
     for title, key in (("most", "most_adapted"), ("least", "least_adapted")):
         for row in data[key]:
@@ -126,6 +127,17 @@ def example_table(data: Data) -> "Table":
             table.add_row(title, *map(Text, (text, *said)), f"{row['open']}/{count}", str(row["total_rank"]))
             title = ""
     return table
+
+
+def _shares(data: Data) -> str:
+    if data["kind"] == "blocks":
+        return f"{data['share_open']:.1%} of the blocks that can be skipped are run"
+    return f"{data['share_open']:.1%} of the decisions are open, {data['share_of_rank']:.1%} of the rank is used"
+
+
+def _amount(data: Data) -> str:
+    """What is summed over modules, or blocks."""
+    return "blocks run" if data["kind"] == "blocks" else "total rank"
 
 
 def shortened(text: str, width: int) -> str:

@@ -108,8 +108,8 @@ def _conditional(source: Source, asked: Exporting) -> Exported:
     if asked.form not in ("compact", "static"):
         message = (
             f"'{asked.form}' is not possible: {checkpoint.kind} adapters decide per input, which neither weights that "
-            "all inputs share nor the usual servers can say. Write --form static first (plain LoRA with decisions at "
-            f"their averages) and export that as '{asked.form}'"
+            "all inputs share nor the usual servers can say. Write --form static first (plain LoRA with "
+            f"{_STATIC[checkpoint.decides_on == 'blocks']}) and export that as '{asked.form}'"
         )
         raise ConfigError("export", [Finding("--form", message)])
     static = asked.form == "static"
@@ -140,8 +140,12 @@ def _conditional(source: Source, asked: Exporting) -> Exported:
         f"{'static LoRA' if static else checkpoint.kind}, {len(checkpoint.modules)} modules, {parameters:,} parameters"
     )
     data = {"output": str(asked.output), "form": asked.form, "modules": len(checkpoint.modules)}
-    note = "decisions are at their averages now, so this is another model than the one that was measured"
+    note = f"{_STATIC[checkpoint.decides_on == 'blocks']}, so this is another model than the one that was measured"
     return Exported(what, data | {"parameters": parameters, "base_model": frame.base_model}, (note,) if static else ())
+
+
+_STATIC = {False: "decisions at their averages", True: "every block kept by every input"}
+"""What a static export makes of decisions, by whether they are about blocks."""
 
 
 def _copy_adapter(source: Path, frame: Frame, output: Path, card: str) -> None:

@@ -125,6 +125,12 @@ class ClaimConfig(Section):
         ge=0,
         description="in the metric's unit (0.005 is half a point of accuracy); of costs, relative (0.02 is 2 %)",
     )
+    effect: float | None = Field(
+        default=None,
+        gt=0,
+        description="true effect that the plan has to be able to see, in the unit of the margin; `plan check` compares "
+        "it with what the seeds can find; none: the margin itself",
+    )
     at_most: float | None = Field(default=None, description="bound: the difference, or ratio of costs, is at most this")
     at_least: float | None = Field(default=None, description="bound: … at least this")
     tasks: Names | None = Field(default=None, description="tasks it is about; none: all of the plan")
@@ -159,6 +165,8 @@ class ClaimConfig(Section):
             problems.append(f"`at_most` and `at_least` belong to kind `bound`, this is {self.kind}")
         if self.kind in ("equivalence", "non-inferiority") and not self.margin:
             problems.append(f"{self.kind} needs a `margin` above 0: no experiment shows that two numbers are the same")
+        if self.effect is not None and self.kind == "superiority" and self.effect <= self.margin:
+            problems.append(f"an `effect` of {self.effect:g} does not exceed the margin {self.margin:g}")
         if self.kind == "bound" and self.margin:
             problems.append("a bound has no `margin`; put it into `at_most` or `at_least`")
         if problems:
@@ -203,7 +211,7 @@ class ProfileConfig(Section):
     budgets: Budgets | None = None
     seeds: Seeds | None = None
     training: dict[str, Any] = Field(default_factory=dict)
-    tuning: TuningConfig | None = None
+    tuning: TuningConfig | None = Field(default=None, description="`null` turns the plan's off")
     minutes: float | None = Field(default=None, gt=0, description="how long it may take on the machine it is meant for")
 
 
@@ -267,8 +275,8 @@ class PlanConfig(Section):
             if getattr(chosen, name) is not None:
                 data[name] = chosen.model_dump(mode="json")[name]
         data["training"] = replaced(data["training"], chosen.training)
-        if chosen.tuning is not None:
-            data["protocol"]["tuning"] = chosen.tuning.model_dump(mode="json")
+        if "tuning" in chosen.model_fields_set:
+            data["protocol"]["tuning"] = chosen.model_dump(mode="json")["tuning"]
         tasks = {task.name for task in self.tasks}
         budgets = set(self.budgets)
         for one in self.profiles.values():

@@ -37,12 +37,16 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan at one profile (None: as the file stands) with its runs, seed by seed, so that pairs are near in time."""
+    """A plan at one profile (None: as the file stands) with its runs, seed by seed, so that pairs are near in time.
+
+    `minutes` is how long the profile may take on the machine it is meant for.
+    """
 
     source: str
     profile: str | None
     config: PlanConfig
     runs: tuple[PlannedRun, ...]
+    minutes: float | None = None
 
 
 def load_plan(path: Path, profile: str | None = None) -> Plan:
@@ -55,14 +59,22 @@ def load_plan(path: Path, profile: str | None = None) -> Plan:
     return plan_of(file.data, str(path), profile)
 
 
-def plan_of(data: Mapping[str, Any], source: str, profile: str | None = None) -> Plan:
+def plan_of(
+    data: Mapping[str, Any], source: str, profile: str | None = None, *, outside: Mapping[str, Any] | None = None
+) -> Plan:
     """The plan that plain data describes.
+
+    Args:
+        data: of a plan's file.
+        source: where it comes from, for messages.
+        profile: to take; None: the plan as it stands.
+        outside: `tasks` and `budgets` that claims may name beside the plan's own, because a profile left them out.
 
     Raises:
         ConfigError: with every problem found.
     """
     try:
-        whole = PlanConfig.model_validate(data)
+        whole = PlanConfig.model_validate(data, context=dict(outside) if outside else None)
         if profile is not None and profile not in whole.profiles:
             there = [str(name) for name in whole.profiles]
             known = f"{did_you_mean(profile, there) or '.'} The plan has: {', '.join(there) or 'none'}"
@@ -70,7 +82,8 @@ def plan_of(data: Mapping[str, Any], source: str, profile: str | None = None) ->
         config = whole.at(profile)
     except ValidationError as error:
         raise ConfigError(source, list(_findings(error))) from None
-    return Plan(source, profile, config, runs_of(config, source))
+    minutes = whole.profiles[profile].minutes if profile is not None else None
+    return Plan(source, profile, config, runs_of(config, source), minutes)
 
 
 def runs_of(plan: PlanConfig, source: str) -> tuple[PlannedRun, ...]:

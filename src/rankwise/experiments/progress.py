@@ -24,6 +24,13 @@ class Reporter(Protocol):
         """A run is finished, or was found finished."""
 
 
+class TrialsReporter(Reporter, Protocol):
+    """Told also about runs that are not to be finished, as some trials of a sweep."""
+
+    def skip(self, text: str) -> None:
+        """A run is not to be finished; why."""
+
+
 class Silent:
     """Says nothing."""
 
@@ -34,6 +41,9 @@ class Silent:
         """Nothing."""
 
     def end(self, record: RunRecord, *, reused: bool) -> None:
+        """Nothing."""
+
+    def skip(self, text: str) -> None:
         """Nothing."""
 
 
@@ -61,8 +71,12 @@ class Lines:
 
     def end(self, record: RunRecord, *, reused: bool) -> None:
         """Print the run's line."""
+        self.skip(describe(record, reused=reused))
+
+    def skip(self, text: str) -> None:
+        """Print the line."""
         self._done += 1
-        self._console.print(f"[{self._done}/{self._total}] {describe(record, reused=reused)}", markup=False)
+        self._console.print(f"[{self._done}/{self._total}] {text}", markup=False)
 
 
 class Bars:
@@ -89,13 +103,17 @@ class Bars:
 
     def end(self, record: RunRecord, *, reused: bool) -> None:
         """Print the run's line above the bars."""
+        self.skip(describe(record, reused=reused))
+
+    def skip(self, text: str) -> None:
+        """Print the line above the bars."""
         self._progress.update(self._run, visible=False)
         self._progress.advance(self._all)
-        self._progress.console.print(describe(record, reused=reused), markup=False, highlight=False)
+        self._progress.console.print(text, markup=False, highlight=False)
 
 
 @contextmanager
-def reporter(total: int, *, quiet: bool = False) -> Iterator[Reporter]:
+def reporter(total: int, *, quiet: bool = False) -> Iterator[TrialsReporter]:
     """The reporter that fits where standard error goes; standard output stays free for results."""
     console = Console(stderr=True)
     if quiet:

@@ -1,4 +1,4 @@
-"""Everything a run folder shows, made from the store alone (no torch): results.json, plots, the table."""
+"""Everything a run folder shows, made from the store alone (no torch): results.json, plots, the page, the table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import OutputError
+from rankwise.experiments.html.inputs import ReportInput, runs_of_records
+from rankwise.experiments.html.writing import write_html
 from rankwise.experiments.records import RunRecord
 from rankwise.experiments.results import build_results, write_results
 from rankwise.experiments.statistics import Comparison, compare_arms
@@ -29,7 +31,9 @@ class Report:
 
 
 def write_report(store: Store, run_ids: Sequence[str], output: Path, *, command: str) -> Report:
-    """Write `results.json` and the plots of these runs into `output` and return what they say.
+    """Write `results.json`, the plots and the page `report.html` of these runs into `output`; returns what they say.
+
+    The page shows unfinished runs too; the rest is about completed ones.
 
     Raises:
         OutputError: not one of the runs is completed, or the folder cannot be written.
@@ -51,7 +55,26 @@ def write_report(store: Store, run_ids: Sequence[str], output: Path, *, command:
     files.append(plot_metric_against_parameters(local, output / METRIC_PLOT, primary_metric(local)))
     if any(r.rank_pattern for r in local):
         files.append(plot_rank_heatmap(local, output / RANK_PLOT))
+    files.append(write_html(page_input(found, run_ids, command), store, output)[0])
     return Report(local, comparisons, content, tuple(files))
+
+
+def page_input(found: Sequence[RunRecord | None], run_ids: Sequence[str], command: str) -> ReportInput:
+    """What the page of a comparison without a plan is about.
+
+    Args:
+        found: the runs in the order of `run_ids`, None where the store has none yet.
+        run_ids: of all runs that the folder is for.
+        command: that makes them.
+    """
+    records = [record for record in found if record is not None]
+    words = [", ".join(dict.fromkeys(getattr(r, name) for r in records)) for name in ("method", "task", "model")]
+    return ReportInput(
+        title="{} on {}, {}".format(*words) if records else "No run has begun yet",
+        runs=runs_of_records(records),
+        waiting=tuple(name for name, record in zip(run_ids, found, strict=True) if record is None),
+        command=command,
+    )
 
 
 def _mixed(records: Sequence[RunRecord]) -> str:

@@ -9,7 +9,7 @@ Under `torchrun` process 0 calls `run` and the others `assist`: they train along
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,8 +23,10 @@ from rankwise.experiments.progress import Reporter, Silent
 from rankwise.experiments.records import RunRecord
 from rankwise.experiments.schema import RunConfig
 from rankwise.experiments.store import Store
+from rankwise.experiments.watching import GivenUp, Watching
 from rankwise.interrupts import check_interrupt
 from rankwise.tasks.base import Kind, MetricValue, TaskConfig, TaskData
+from rankwise.tasks.holdout import held_out
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,10 +48,17 @@ class Ran:
     reused: bool
 
 
-def run(config: RunConfig, store: Store, output: Path, reporter: Reporter | None = None) -> Ran:
-    """Do one run, unless the store holds its result already.
+def run(
+    config: RunConfig,
+    store: Store,
+    output: Path,
+    reporter: Reporter | None = None,
+    watching: Watching | None = None,
+) -> Ran:
+    """Do one run, unless the store holds its result already; `watching` is told how it does on the way.
 
     Raises:
+        GivenUp: `watching` gave it up; it is marked as interrupted in the store.
         RankwiseError: whatever is wrong with config, data, model, budget, training or the output folder; the run is
             marked as failed in the store, with the message.
     """
@@ -68,14 +77,23 @@ def run(config: RunConfig, store: Store, output: Path, reporter: Reporter | None
     if before is not None and before.environment.get("inputs") != record.environment["inputs"]:
         shutil.rmtree(work, ignore_errors=True)  # its saved state belongs to other data
     store.begin(record)
-    with _noted(record.run_id, store):
-        done = _train(config, record, store, output, reporter)
-        store.finish(done)
-    shutil.rmtree(work, ignore_errors=True)
-    if work.parent.is_dir() and not any(work.parent.iterdir()):
-        work.parent.rmdir()
+    try:
+        with _noted(record.run_id, store):
+            done = _train(config, record, store, output, reporter, watching)
+            store.finish(done)
+    except GivenUp:
+        _clear(work)
+        raise
+    _clear(work)
     reporter.end(done, reused=False)
     return Ran(done, reused=False)
+
+
+def _clear(work: Path) -> None:
+    """Remove the saved states of a run that needs them no more."""
+    shutil.rmtree(work, ignore_errors=True)
+    with suppress(OSError):  # other runs have theirs beside it
+        work.parent.rmdir()
 
 
 def assist(config: RunConfig, output: Path) -> None:
@@ -142,10 +160,10 @@ def new_record(config: RunConfig) -> RunRecord:
 
 
 def inputs_of(config: RunConfig) -> dict[str, str | None]:
-    """What the names in a config stand for: a hash of the task's examples, and of a local model folder's content."""
+    """What the names in a config stand for: a hash of the examples it uses, and of a local model folder's content."""
     from rankwise.training.models import model_fingerprint
 
-    return {"data": load_task(config.task).fingerprint, "model": model_fingerprint(config.model.name)}
+    return {"data": data_of(config).fingerprint, "model": model_fingerprint(config.model.name)}
 
 
 def total_steps(config: RunConfig, train_examples: int) -> int:
@@ -165,13 +183,29 @@ def load_task(config: TaskConfig) -> TaskData:
     return config.load()
 
 
-def _train(config: RunConfig, record: RunRecord, store: Store, output: Path, reporter: Reporter) -> RunRecord:
+def data_of(config: RunConfig) -> TaskData:
+    """The examples that a run trains on and is measured on.
+
+    With `evaluation.holdout` both come from the training examples, and the validation examples are left out.
+    """
+    share = config.evaluation.holdout
+    return load_task(config.task) if share is None else _held_out(config.task, share, config.evaluation.holdout_seed)
+
+
+@lru_cache(maxsize=4)
+def _held_out(task: TaskConfig, share: float, seed: int) -> TaskData:
+    return held_out(load_task(task), share, seed)
+
+
+def _train(
+    config: RunConfig, record: RunRecord, store: Store, output: Path, reporter: Reporter, watching: Watching | None
+) -> RunRecord:
     def on_event(event: "RankEvent") -> None:
         store.add_ranks(record.run_id, event.step, event.event, event.ranks, event.scores)
 
-    method, fitted, steps = _fit(config, output / WORK / record.run_id, reporter, on_event)
+    method, fitted, steps = _fit(config, output / WORK / record.run_id, reporter, on_event, watching)
     store.add_steps(record.run_id, [(step, "train_loss", loss) for step, loss in fitted.losses])
-    metrics = _measure(config, load_task(config.task), record.run_id, fitted, store)
+    metrics = _measure(config, data_of(config), record.run_id, fitted, store)
     checkpoint = _export(method, output, record.run_id)
     count = method.parameter_count()
     return replace(
@@ -194,12 +228,13 @@ def _fit(
     work_dir: Path,
     reporter: Reporter | None = None,
     on_event: "Callable[[RankEvent], None] | None" = None,
+    watching: Watching | None = None,
 ) -> "tuple[Method, Fitted, int]":
     """What all processes do together: build, train, predict. Returns also the number of optimizer steps."""
     from rankwise.training.fit import fit
     from rankwise.training.models import load_base_model
 
-    data = load_task(config.task)
+    data = data_of(config)
     steps = total_steps(config, len(data.train))
     name = config.model.name
     base = load_base_model(
@@ -219,6 +254,7 @@ def _fit(
         work_dir=work_dir,
         on_step=reporter.step,
         on_event=on_event,
+        watch=watching.watch(data.kind) if watching else None,
     )
     return method, fitted, steps
 
@@ -326,6 +362,9 @@ def _noted(run_id: str, store: Store) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         store.fail(run_id, "interrupted", "interrupted by the user")
+        raise
+    except GivenUp as reason:
+        store.fail(run_id, "interrupted", str(reason))
         raise
     except RankwiseError as error:
         _note_failure(run_id, store, str(error))

@@ -197,12 +197,22 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured on the validation examples."""
+    """What is measured, and on which examples: the validation examples, or some held out of the training examples."""
 
     metrics: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="metrics to report, the deciding one first; none: the task's own"
     )
     batch_size: int = Field(default=64, ge=1, description="examples per forward pass, over all processes together")
+    holdout: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of the training examples that is taken away from training and measured on instead of the "
+        "validation examples: for decisions, such as trials of a sweep; none: nothing is held out",
+    )
+    holdout_seed: int = Field(
+        default=0, ge=0, lt=2**32, description="decides which training examples are held out, the same for every run"
+    )
 
     @field_validator("metrics")
     @classmethod
@@ -254,9 +264,41 @@ class Distribution(Section):
 class SweepConfig(Section):
     """A search over some of the values; no part of what a run is."""
 
-    n_trials: int = Field(default=20, ge=1, description="trials")
-    direction: Literal["maximize", "minimize"] = Field(default="maximize", description="which way the metric is better")
-    metric: str | None = Field(default=None, description="metric that decides; none: the task's first")
+    n_trials: int = Field(default=20, ge=1, description="trials, over all workers together")
+    direction: Literal["maximize", "minimize"] | None = Field(
+        default=None, description="which way the metric is better; must be the metric's own way, which none stands for"
+    )
+    metric: str | None = Field(
+        default=None, description="metric that decides; none: the first of evaluation.metrics, or of the task"
+    )
+    sampler: Literal["tpe", "grid"] = Field(
+        default="tpe", description="`tpe` draws where earlier trials were good; `grid` tries every combination"
+    )
+    grid_points: int | None = Field(
+        default=None,
+        ge=2,
+        description="grid: values per float or int range, evenly spaced on its scale, both ends included; none: every "
+        "whole number of an int range, and float ranges are refused",
+    )
+    pruner: Literal["none", "median", "hyperband"] = Field(
+        default="none",
+        description="stops trials that do worse than others at the same share of training: below the `median` of the "
+        "earlier ones, or by successive halving (`hyperband`); judged on the held-out examples",
+    )
+    measure_every: float = Field(
+        default=0.1, gt=0, lt=1, description="share of training between two measurements for the pruner"
+    )
+    holdout: float = Field(
+        default=0.1, gt=0, lt=1, description="share of the training examples that decides between trials"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the sampler's draws")
+    seeds: int = Field(
+        default=3,
+        ge=0,
+        le=1000,
+        description="how often the best trial is run again, on all training examples and measured on the validation "
+        "examples: with the seeds 0, 1, …; 0: not at all",
+    )
     search_space: dict[str, Distribution] = Field(
         default_factory=dict, description="dotted path of a field (`training.learning_rate`) to its distribution"
     )
@@ -308,8 +350,10 @@ class RunConfig(Section):
 
     @property
     def run_id(self) -> str:
-        """`<method>-<task>-s<seed>-<hash>`; the hash covers every value but the sweep."""
+        """`<method>-<task>-s<seed>-<hash>`; the hash covers every value that decides what the run is."""
         values = {key: value for key, value in json.loads(self.canonical()).items() if key != "sweep"}
+        if self.evaluation.holdout is None:
+            values["evaluation"] = {k: v for k, v in values["evaluation"].items() if not k.startswith("holdout")}
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         task = re.sub(r"[^A-Za-z0-9]+", "-", self.task.name).strip("-")[:40].rstrip("-") or "task"

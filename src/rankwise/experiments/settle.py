@@ -53,6 +53,9 @@ def steps_per_epoch(data: Mapping[str, Any]) -> int | None:
     if rows is None:
         return None
     rows = int(min(rows, number(pick(data, "task.train_examples")) or rows))
+    share = number(pick(data, "evaluation.holdout"))
+    if share and share < 1:
+        rows -= min(rows - 1, max(1, round(share * rows)))
     training = TrainingConfig.model_fields
     batch = number(pick(data, "training.batch_size")) or training["batch_size"].default
     accumulation = number(pick(data, "training.gradient_accumulation_steps")) or 1

@@ -138,6 +138,45 @@ class Store:
             self._check_running(run_id)
             db.execute(query, (status, error, _now(), run_id))
 
+    def take(self, other: "Store", run_id: str, checkpoint: str | None) -> bool:
+        """Copy a run with all its rows from another store, all or nothing, in place of an unfinished attempt here.
+
+        `checkpoint` is where the run's checkpoint lies, seen from this store. False: it is completed here already, and
+        nothing changes.
+
+        Raises:
+            StoreError: the other store does not hold that run.
+        """
+        rows = other._rows_of(run_id)
+        if not rows.get("runs"):
+            raise StoreError(f"{other.path}: holds no run {run_id}")
+        with self._db.transaction() as db:
+            if self._status(run_id) == "completed":
+                return False
+            db.execute("DELETE FROM runs WHERE run_id = ?", (run_id,))
+            for table, found in rows.items():
+                names = found[0].keys()
+                query = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+                db.executemany(query, [tuple(row) for row in found])
+            db.execute("UPDATE runs SET checkpoint = ? WHERE run_id = ?", (checkpoint, run_id))
+        return True
+
+    def _rows_of(self, run_id: str) -> dict[str, list[Row]]:
+        """Every row of a run by table, those with none left out; `runs` first, since the others refer to it."""
+        tables = (
+            "SELECT t.name, t.sql LIKE '%WITHOUT ROWID%' AS bare FROM sqlite_master t, pragma_table_info(t.name) c "
+            "WHERE t.type = 'table' AND c.name = 'run_id' ORDER BY t.rowid"
+        )
+        with self._db.transaction("DEFERRED"):
+            found = {
+                table["name"]: self._db.read(
+                    f"SELECT * FROM {table['name']} WHERE run_id = ? {'' if table['bare'] else 'ORDER BY rowid'}",
+                    (run_id,),
+                )
+                for table in self._db.read(tables)
+            }
+        return {name: rows for name, rows in found.items() if rows}
+
     def get(self, run_id: str) -> RunRecord | None:
         """The run of that id, or None."""
         found = self._records("WHERE run_id = ?", (run_id,))
@@ -149,6 +188,10 @@ class Store:
         `running` are the runs that a process works on now, or that died with it: begin them again.
         """
         return self._records("", ()) if status is None else self._records("WHERE status = ?", (status,))
+
+    def completed(self) -> set[str]:
+        """Ids of all completed runs; quick also where there are many thousands."""
+        return {row["run_id"] for row in self._db.read("SELECT run_id FROM runs WHERE status = 'completed'")}
 
     def steps(self, run_id: str, name: str) -> list[tuple[int, float]]:
         """`(step, value)` of one curve of a run, by step."""

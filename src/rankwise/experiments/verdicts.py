@@ -2,8 +2,9 @@
 
 A claim is judged by `claim_tests` on the paired differences (ratios for costs) of its arm and its reference, every task
 at every budget counting as one task there. Over the claims of a plan p-values are adjusted by Holm, and a claim is
-`supported` or `refuted` only if that stands after the adjustment. Further words: `not tested` where runs are missing,
-`not testable` where the plan says so.
+`supported` only if that stands after the adjustment. Further words: `not tested` where runs are missing,
+`not testable` where the plan says so. Beside each verdict stands what seeds alone do: the noise floor, from differences
+between runs of the reference arm, and the smallest true effect that the runs could have been expected to find.
 """
 
 import math
@@ -14,7 +15,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from rankwise.experiments.claim_examples import on_examples
-from rankwise.experiments.claim_power import holm, what_would_settle
+from rankwise.experiments.claim_power import NoiseFloor, holm, noise_floor, smallest_effect, what_would_settle
 from rankwise.experiments.claim_statistics import Array, Tasks, evidence
 from rankwise.experiments.claim_tests import ClaimResult, bound, judge
 from rankwise.experiments.plan import COSTS, MAIN, ClaimConfig, PlanConfig
@@ -43,7 +44,9 @@ class ClaimVerdict:
     """The verdict on one claim.
 
     `result` is None where nothing was tested; `adjusted` is Holm's p-value (NaN without a test); `runs` are the ids of
-    every run that was used, `missing` those that would be; `settle` says what would decide an open claim.
+    every run that was used, `missing` those that would be; `settle` says what would decide an open claim. `floor` and
+    `detectable` (with the protocol's power, beyond the margin) are in the metric's unit, of costs in logarithms; None
+    where there are no two seeds.
     """
 
     claim: ClaimConfig
@@ -54,14 +57,17 @@ class ClaimVerdict:
     missing: tuple[str, ...]
     settle: str
     post_hoc: bool = False
+    floor: NoiseFloor | None = None
+    detectable: float | None = None
 
 
 def verdicts(
     plan: PlanConfig,
     runs: Sequence[PlannedRun],
     records: Mapping[str, RunRecord],
-    frozen: Mapping[str, str] | None = None,
     predictions: Predictions | None = None,
+    *,
+    post_hoc: bool = False,
 ) -> list[ClaimVerdict]:
     """One verdict per claim, in the plan's order.
 
@@ -69,31 +75,19 @@ def verdicts(
         plan: at its profile.
         runs: of the plan.
         records: completed runs, by run id.
-        frozen: claim id -> digest when the first run began; claims that are not among them are post hoc.
         predictions: of the records, on the main validation split; see `result_of`.
+        post_hoc: the claims were made after the first run. They are corrected among themselves.
     """
     judged = [_judge(claim, plan, runs, records, predictions) for claim in plan.claims]
-    late = [frozen is not None and frozen.get(each.claim.id) != digest_of(each.claim) for each in judged]
-    groups = [[i for i, is_late in enumerate(late) if is_late is wanted] for wanted in (False, True)]
-    adjusted = [math.nan] * len(judged)
-    for group in groups:  # later claims do not weaken those that were there first
-        p = [None if (r := judged[i].result) is None else r.p for i in group]
-        for i, value in zip(group, holm(p) if plan.protocol.correction == "holm" else _plain(p), strict=True):
-            adjusted[i] = value
+    p = [None if each.result is None else each.result.p for each in judged]
+    adjusted = holm(p) if plan.protocol.correction == "holm" else _plain(p)
     found = []
-    for each, value, is_late in zip(judged, adjusted, late, strict=True):
+    for each, value in zip(judged, adjusted, strict=True):
         word = each.word
         if word == "supported" and not math.isnan(value) and value >= plan.protocol.alpha:
             word = "inconclusive"
-        found.append(replace(each, word=word, adjusted=value, post_hoc=is_late, settle=_settle(each, word)))
+        found.append(replace(each, word=word, adjusted=value, post_hoc=post_hoc, settle=_settle(each, word)))
     return found
-
-
-def digest_of(claim: ClaimConfig) -> str:
-    """What a claim is recognised by: everything but its wording."""
-    import hashlib
-
-    return hashlib.sha256(claim.model_dump_json(exclude={"text", "source", "reason"}).encode()).hexdigest()[:16]
 
 
 def _plain(p: Sequence[float | None]) -> list[float]:
@@ -109,7 +103,7 @@ def _judge(
 ) -> ClaimVerdict:
     if claim.kind == "not-testable":
         return ClaimVerdict(claim, "not testable", None, math.nan, (), (), claim.reason)
-    wanted = [run for run in runs if run.arm in claim.arms and _about(claim, run)]
+    wanted = [run for run in runs if run.arm in claim.arms and about(claim, run)]
     ids = tuple(dict.fromkeys(run.config.run_id for run in wanted))
     missing = tuple(name for name in ids if name not in records)
     tasks = {run.config.task.name for run in wanted}
@@ -121,11 +115,23 @@ def _judge(
         if left_out:
             why = f"the plan at this profile leaves out {', '.join(left_out)}"
         return ClaimVerdict(claim, "not tested", None, math.nan, (), missing, why or "no run is about it")
-    result = result_of(claim, cells(claim, wanted, records), plan.protocol.alpha, plan.protocol.tasks, predictions)
-    return ClaimVerdict(claim, result.verdict, result, math.nan, ids, (), "")
+    places = cells(claim, wanted, records)
+    result = result_of(claim, places, plan.protocol.alpha, plan.protocol.tasks, predictions)
+    return ClaimVerdict(
+        claim,
+        result.verdict,
+        result,
+        math.nan,
+        ids,
+        (),
+        "",
+        floor=floor_of(claim, places),
+        detectable=_detectable(result, plan.protocol.power),
+    )
 
 
-def _about(claim: ClaimConfig, run: PlannedRun) -> bool:
+def about(claim: ClaimConfig, run: PlannedRun) -> bool:
+    """Whether a run's task and budget are among those of a claim."""
     return (claim.tasks is None or run.config.task.name in claim.tasks) and (
         claim.budgets is None or run.budget in claim.budgets
     )
@@ -223,6 +229,33 @@ def examples_noise(metric: str, places: Sequence[Cell], predictions: Predictions
         by_task[cell.task] = by_task.get(cell.task, 0.0) + math.sqrt(found)
         fewest = min(fewest, examples)
     return math.hypot(*by_task.values()) / len(places), fewest - 1
+
+
+def floor_of(claim: ClaimConfig, places: Sequence[Cell]) -> NoiseFloor | None:
+    """How far runs of the reference arm differ by seed alone: seeds 1 and 2, 3 and 4, … are pairs.
+
+    None for fewer than two seeds, and for numbers without noise.
+    """
+    if claim.metric in COUNTED or any(len(cell.reference) < 2 for cell in places):
+        return None
+    rows = []
+    for cell in places:
+        found = np.array([measured(claim.metric, run) for run in cell.reference])
+        found = np.log(found) if claim.metric in COSTS else found
+        even = len(found) // 2 * 2
+        rows.append(found[1:even:2] - found[:even:2])
+    return noise_floor(rows, min(len(cell.reference) for cell in places))
+
+
+def _detectable(result: ClaimResult, power: float) -> float | None:
+    """The smallest effect beyond the margin that these seeds find, with the spread they have; None if unknown."""
+    found = result.evidence
+    if found is None or found.reading == "random" or min(found.seeds) < 2:
+        return None
+    spread = math.sqrt(float(np.mean(np.square(found.spreads))))
+    if not spread > 0:
+        return None
+    return smallest_effect(spread, min(found.seeds), alpha=result.alpha, power=power, tasks=len(found.seeds))
 
 
 def _counted(rows: Sequence[Array], kind: str, above: float, below: float, alpha: float) -> ClaimResult:

@@ -19,6 +19,7 @@ from rankwise.errors import ConfigError, Finding
 from rankwise.training.callback import RankEvent, RankwiseCallback
 from rankwise.training.checkpoints import STATE_FILE
 from rankwise.training.trainer import RankwiseTrainer
+from rankwise.training.watch import Watch, Watcher, predicted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,9 +88,11 @@ def fit(
     work_dir: Path,
     on_step: Callable[[int, float | None], None] | None = None,
     on_event: Callable[[RankEvent], None] | None = None,
+    watch: Watch | None = None,
 ) -> Fitted:
     """Train, then predict every validation split once. Resumes from a checkpoint in `work_dir` if there is one.
 
+    With `watch` the first split is also measured on the way, which changes nothing about the result.
     Under `torchrun` all processes call this together, and all of them get the same result.
 
     Raises:
@@ -108,16 +111,15 @@ def fit(
     trainer.remove_callback(ProgressCallback)
     if on_step is not None:
         trainer.add_callback(_StepReport(on_step, trainer))
+    if watch is not None:
+        first = next(iter(validation.values()))
+        trainer.add_callback(Watcher(watch, trainer, first, settings.total_steps))
     checkpoint = broadcast_object(last_checkpoint(work_dir)) if settings.save_every else None
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = trainer.elapsed()
     logits, references, eval_losses = {}, {}, {}
     for name, data in validation.items():
-        by_length = np.argsort(data["length"][:], kind="stable")  # batches of one length need no padding
-        output = trainer.predict(data.select(by_length), metric_key_prefix="eval")
-        back = np.argsort(by_length)
-        logits[name], references[name] = np.asarray(output.predictions)[back], np.asarray(output.label_ids)[back]
-        eval_losses[name] = float(output.metrics["eval_loss"])
+        logits[name], references[name], eval_losses[name] = predicted(trainer, data)
     return Fitted(seconds, trainer.losses, driver.trace, logits, references, eval_losses)
 
 

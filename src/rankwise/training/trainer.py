@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,15 @@ class RankwiseTrainer(Trainer):
     def elapsed(self) -> float:
         """Seconds of training so far, those before an interruption included."""
         return time.perf_counter() - self._started
+
+    @contextmanager
+    def not_counted(self) -> Iterator[None]:
+        """Leave what happens inside out of `elapsed()`."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._started += time.perf_counter() - begun
 
     def compute_loss(
         self,

@@ -12,6 +12,7 @@ from torch.optim import AdamW
 from rankwise.adapters.attach import ADAPTER, adapted_layers
 from rankwise.adapters.conditional.tuner import ROUTER
 from rankwise.adapters.conditional_method import TOLERANCE, between
+from rankwise.allocation.tracking import fair_price
 from rankwise.errors import AllocationError, BudgetError, ConfigError
 from rankwise.training.fit import fit
 
@@ -69,6 +70,42 @@ def test_at_the_end_the_price_is_that_of_the_hard_gates():
         method.before_optimizer_step(step)
     assert float((logits > method.tracker.price).double().mean()) == pytest.approx(0.25, abs=0.01)
     assert method.peft.threshold == pytest.approx(1 / (1 + math.exp(-method.tracker.price)))
+
+
+def skewed(count=64, modules=12):
+    """Logits of which few are far above the others: draws and hard gates disagree about the price."""
+    noise = torch.rand(count, modules, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return -noise.log()
+
+
+@pytest.mark.parametrize("name", ["cogalora", "radlora"])
+def test_the_price_is_that_of_hard_gates_however_soft_the_draws_are(name):
+    """The temperature stays above what logits are apart; drawn gates would be fair at another price."""
+    method = build(name, active=0.5, temperature=(2.0, 2.0), **FAST)
+    logits = skewed()
+    for step in range(1, 80):
+        method._logits = logits
+        method.before_optimizer_step(step)
+    assert method.context.temperature == pytest.approx(2.0, rel=0.1)
+    share = float((logits > method.tracker.price).double().mean())
+    fair = fair_price(logits, method.context.temperature, 0.5)
+    assert share == pytest.approx(0.5, abs=0.03)
+    assert float((logits > fair).double().mean()) < 0.42, "or the test could not tell"
+
+
+def test_a_resumed_method_goes_on_in_the_same_units():
+    """The spread of logits is the unit of the temperature; without it gates would be drawn in another one."""
+    method, _ = driven(7)
+    assert method.spread not in (0.0, 1.0)
+    fresh = build("cogalora", **FAST)
+    fresh.load_state_dict(method.state_dict())
+    assert fresh.spread == method.spread
+    assert fresh.context.temperature == method.context.temperature
+    for each in (fresh, method):
+        each._logits = skewed()
+        each.before_optimizer_step(8)
+    assert (fresh.spread, fresh.tracker.price) == (method.spread, method.tracker.price)
+    assert fresh.context.temperature == method.context.temperature
 
 
 @pytest.mark.parametrize(("name", "options"), [("cogalora", {}), ("cogalora", {"router": "shared"}), ("radlora", {})])

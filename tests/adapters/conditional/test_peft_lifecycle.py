@@ -20,7 +20,7 @@ from peft import (
     get_peft_model,
 )
 from peft.utils import get_peft_model_state_dict
-from tiny import tiny_model
+from tiny import logits, tiny_model
 from transformers import AutoModelForSequenceClassification
 
 from rankwise.adapters.attach import find_matrices
@@ -334,3 +334,41 @@ def test_embeddings_are_refused():
 def test_configs_that_make_no_sense(fields, words):
     with pytest.raises(ValueError, match=words):
         gated_config("bert", **fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda names: [*names[:-1], names[-1].replace("layer.1", "layer.7")],
+            r"routed has '.*layer\.7.*', and the model has no adapter there, did you mean 'bert\.encoder\.layer\.1",
+        ),
+        (
+            lambda names: [f"{names[0]}x.query", *names[1:]],
+            r"no adapter there, did you mean 'bert.*query'\? Leave routed",
+        ),
+        (lambda names: names[1:], r"routed does not have 'bert\.encoder\.layer\.0\..*', which has an adapter"),
+    ],
+)
+def test_a_shared_router_needs_just_the_modules_of_the_model(change, words, tmp_path):
+    """Names that the targets match, because those are endings; a checkpoint's too."""
+    good = gated(tiny_model(), gated_config(router="shared"))
+    names = good.peft_config["default"].routed
+    assert torch.equal(logits(gated(tiny_model(), gated_config(router="shared", routed=list(names)))), logits(good)), (
+        "the right names are right"
+    )
+    with pytest.raises(ValueError, match=words):
+        gated(tiny_model(), gated_config(router="shared", routed=change(names)))
+    good.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"routed": change(names)}))
+    with pytest.raises(ValueError, match=words):
+        PeftModel.from_pretrained(tiny_model(), tmp_path)
+
+
+def test_names_that_no_target_matches_are_told_from_the_nearest():
+    fields = {"target_modules": ["layer.0.query", "layer.0.value"], "router": "shared"}
+    with pytest.raises(ValueError, match=r"do not match, did you mean 'layer\.0\.query'\? Leave routed out"):
+        gated_config(routed=["layer.0.qeury"], **fields)
+    with pytest.raises(ValueError, match="routed is given with router 'module'"):
+        gated_config(routed=["layer.0.query"], **(fields | {"router": "module"}))

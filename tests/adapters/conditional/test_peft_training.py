@@ -6,6 +6,8 @@ import pytest
 import torch
 from gated import causal_model, context, decisions, fill, gated, gated_config, padded, rows_of, tokens
 from peft import PeftModel
+from ranked import KINDS as RANKED
+from ranked import ranked, ranked_config
 from tiny import build, logits, settings, tiny_data, tiny_model, tiny_tokenizer
 from transformers import DataCollatorWithPadding, Trainer
 
@@ -126,9 +128,16 @@ def stock(method, folder, **changes):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+STOCK = {
+    **{kind: ("cogalora", {"router": kind}) for kind in KINDS},
+    **{kind: ("radlora", {"router_hidden": 1} | fields) for kind, fields in RANKED.items()},
+}
+
+
+@pytest.mark.parametrize("kind", STOCK)
 def test_stock_trainer_with_the_callback(tmp_path, kind):
-    method = build("cogalora", router=kind, **FAST)
+    name, fields = STOCK[kind]
+    method = build(name, **(FAST | fields))
     trainer = stock(method, tmp_path / "work", save_every=6)
     trainer.train()
     method.check_finished()
@@ -138,7 +147,7 @@ def test_stock_trainer_with_the_callback(tmp_path, kind):
     collate = DataCollatorWithPadding(tiny_tokenizer())
     rows = collate([{k: row[k] for k in ("input_ids", "attention_mask")} for row in tiny_data(9, seed=3)])
     torch.testing.assert_close(logits(loaded, dict(rows)), expected, rtol=0, atol=1e-5)
-    resumed = build("cogalora", router=kind, **FAST)
+    resumed = build(name, **(FAST | fields))
     stock(resumed, tmp_path / "work", save_every=6).train(
         resume_from_checkpoint=str(tmp_path / "work" / "checkpoint-6")
     )
@@ -257,3 +266,40 @@ def test_fill_makes_gates_differ():
     with torch.no_grad():
         model(**tokens())
     assert any(0 < float(gates.mean()) < 1 for gates in decisions(model).values())
+
+
+def in_parallel(model, inputs):
+    """What `torch.nn.DataParallel` does on two devices, one after the other: copies that share all but parameters."""
+    copies = {id(module): module._replicate_for_data_parallel() for module in model.modules()}
+    for module in model.modules():
+        copy = copies[id(module)]
+        for name, child in module._modules.items():
+            copy._modules[name] = None if child is None else copies[id(child)]
+        for name, parameter in module._parameters.items():
+            setattr(copy, name, parameter)
+        copy._buffers = module._buffers
+    return copies[id(model)](**inputs).logits
+
+
+def test_copies_that_would_share_their_decisions_are_refused():
+    plain = tiny_model().eval()
+    torch.testing.assert_close(in_parallel(plain, tokens()), plain(**tokens()).logits)
+    for model in (classifier(), classifier().eval(), ranked(tiny_model(), ranked_config())):
+        with pytest.raises(TrainingError, match=r"DataParallel, .* one process per GPU with torchrun"):
+            in_parallel(model, tokens())
+        assert logits(model).isfinite().all(), "on one device it runs as before"
+
+
+@pytest.mark.parametrize(("kind", "reentrant"), [("module", False), ("module", True), ("shared", False)])
+def test_a_block_that_is_run_again_is_recorded_once(kind, reentrant):
+    """What routers saw counts in prices and penalties; a second time it would weigh checkpointed blocks twice."""
+    found = []
+    for model in (classifier(kind), checkpointed(classifier(kind), reentrant)):
+        context(model).recording = True
+        torch.manual_seed(3)
+        for seed in (1, 2):
+            model(**labelled(seed)).loss.backward()
+        found.append({key: [len(part) for part in parts] for key, parts in context(model).recorded.items()})
+    assert found[0] == found[1]
+    assert found[0]
+    assert all(lengths == [6, 6] for lengths in found[0].values())

@@ -140,3 +140,63 @@ def test_windows_of_another_model_are_an_error():
     config = ranked_config(windows={"other": [0, 0]}, banks={"in 32": 8, "out 32": 8, "out 64": 8})
     with pytest.raises(ValueError, match=r"windows are of another model: there is none for 'bert\.encoder"):
         get_peft_model(tiny_model(), config)
+
+
+LLAMA = {"in 32": 9, "in 64": 4, "out 16": 5, "out 32": 7}
+"""Of a model whose keys are narrower than its queries."""
+GROUPED = ["q_proj", "k_proj", "down_proj"]
+
+
+def test_modules_of_every_width_see_their_own_banks():
+    """Queries, narrower keys, and a matrix that is wider at its input: (32, 32), (32, 16) and (64, 32)."""
+    model = ranked(tiny_model("llama"), ranked_config(target_modules=GROUPED, banks=LLAMA))
+    config, names = model.peft_config["default"], dict(model.base_model.model.named_modules())
+    rings = {
+        f"{side} {weight.shape[1]}": weight
+        for side, container in BANKS.items()
+        for weight in (getattr(m, container)["default"].weight for m in owners(model, container))
+    }
+    assert {bank: len(ring) for bank, ring in rings.items()} == LLAMA
+    sizes = {(names[name].in_features, names[name].out_features) for name in config.windows}
+    assert sizes == {(32, 32), (32, 16), (64, 32)}
+    for name, (first_a, first_b) in config.windows.items():
+        layer = names[name]
+        a, b = rings[f"in {layer.in_features}"], rings[f"out {layer.out_features}"]
+        expected = [
+            torch.stack([ring[(first + k) % len(ring)] for k in range(4)])
+            for ring, first in ((a, first_a), (b, first_b))
+        ]
+        assert torch.equal(layer.lora_A["default"].weight, expected[0])
+        assert torch.equal(layer.lora_B["default"].weight, expected[1].t())
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "words"),
+    [
+        ("q_proj", [8, 6], "the window of .*q_proj"),
+        ("k_proj", [8, 4], "component 5 of bank `out 16`, which has 0 to 4"),
+        ("down_proj", [3, 6], "component 4 of bank `in 64`, which has 0 to 3"),
+    ],
+)
+def test_a_window_has_to_begin_in_its_own_bank_not_in_the_largest(name, last, words):
+    """`last` are the last places where it may begin."""
+    fields = {"target_modules": GROUPED, "banks": LLAMA}
+    windows = dict(get_peft_model(tiny_model("llama"), ranked_config(**fields)).peft_config["default"].windows)
+    module = next(each for each in windows if each.endswith(name))
+    get_peft_model(tiny_model("llama"), ranked_config(windows=windows | {module: last}, **fields))
+    side = 0 if name == "down_proj" else 1
+    beyond = [first + (i == side) for i, first in enumerate(last)]
+    with pytest.raises(ValueError, match=words):
+        get_peft_model(tiny_model("llama"), ranked_config(windows=windows | {module: beyond}, **fields))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_bank_that_is_missing_is_named(given):
+    banks = {"in 32": 9, "out 32": 9, "out 16": 9}
+    windows = None
+    if given:
+        made = get_peft_model(tiny_model("llama"), ranked_config(target_modules=GROUPED, banks=LLAMA))
+        windows = {name: [0, 0] for name in made.peft_config["default"].windows}
+    config = ranked_config(target_modules=GROUPED, banks=banks, windows=windows)
+    with pytest.raises(ValueError, match=r"banks are in 32, out 32, out 16, and '.*down_proj' needs `in 64`"):
+        get_peft_model(tiny_model("llama"), config)

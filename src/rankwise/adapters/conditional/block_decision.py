@@ -7,6 +7,7 @@ One logit ℓ per skippable block, price b, temperature T (both the training met
 - any subset: the z_j are drawn independently; in inference z_j = 1 where σ(ℓ_j) is above the threshold.
 - exit: the router's outputs a are taken as ℓ_j = a_1 - Σ_{1 < i ≤ j} softplus(a_i), and all blocks are compared with
   one draw u: z_j = [u < p_j]. As p_j falls with j, z_j never rises, and every block still has a probability of its own.
+- in training a share f of the inputs, drawn anew at every step, keeps every block instead.
 - some subsets P: in inference the one that is likeliest under the independent draws,
   argmax_k Σ_j P_kj (ℓ_j - logit(threshold)), because log Π_j p_j^z (1 - p_j)^(1-z) = Σ_j z_j logit(p_j) + constant.
 """
@@ -31,7 +32,7 @@ def settled(raw: Tensor, *, exit_early: bool) -> Tensor:
     return torch.cat([raw[:, :1], raw[:, :1] - functional.softplus(raw[:, 1:]).cumsum(1)], dim=1)
 
 
-def drawn_bits(logits: Tensor, price: float, temperature: float, *, exit_early: bool) -> Tensor:
+def drawn_bits(logits: Tensor, price: float, temperature: float, *, exit_early: bool, full_rows: float = 0.0) -> Tensor:
     """z in training, (batch, blocks): 0 or 1, with the gradient of its probability.
 
     Args:
@@ -39,9 +40,12 @@ def drawn_bits(logits: Tensor, price: float, temperature: float, *, exit_early: 
         price: b.
         temperature: T.
         exit_early: one draw for all blocks of an input.
+        full_rows: f; these inputs give the logits no gradient.
     """
     chances = torch.sigmoid((logits - price) / temperature)
     draws = torch.rand_like(chances[:, :1]) if exit_early else torch.rand_like(chances)
+    if full_rows:
+        chances = torch.where(torch.rand_like(chances[:, :1]) < full_rows, torch.ones_like(chances), chances)
     return (draws < chances).to(chances.dtype) + (chances - chances.detach())
 
 

@@ -150,7 +150,9 @@ class Record:
         context.record((self.name, adapter), pooled, training=training)
         logits = settled(getattr(self.carrier, ROUTER)[adapter](pooled), exit_early=config.exit)
         if training:
-            return drawn_bits(logits, context.price, context.temperature, exit_early=config.exit)
+            return drawn_bits(
+                logits, context.price, context.temperature, exit_early=config.exit, full_rows=context.full_rows
+            )
         return kept_bits(logits, config.threshold, pattern_rows(config.kept_patterns))
 
 

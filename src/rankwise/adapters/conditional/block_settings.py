@@ -45,6 +45,13 @@ class BlockSettings(BaseModel):
         description="what the router's logits are divided by in training, at first and at the end; in units of their "
         "standard deviation over examples and blocks, once that is above 1",
     )
+    full_rows: float = Field(
+        default=0.25,
+        ge=0,
+        lt=1,
+        description="share of the inputs that keep every block while the others skip, drawn anew at every step: full "
+        "depth, which the others learn from, stays trained",
+    )
     distillation: float = Field(
         default=1.0,
         ge=0,

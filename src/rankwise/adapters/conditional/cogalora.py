@@ -12,6 +12,7 @@ module that runs first, whose outputs are the gates of all: it decides once, bef
 first module in the order of the model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
@@ -26,11 +27,13 @@ from rankwise.adapters.conditional.register import register
 from rankwise.adapters.conditional.router import Router, opened
 from rankwise.adapters.conditional.tuner import ROUTER, ConditionalModel, ConditionalVariant, add_term
 from rankwise.errors import TrainingError
+from rankwise.registry import did_you_mean
 
 NO_GRAPH = (
     "a shared router gets no gradient from blocks under reentrant gradient checkpointing; pass "
     "gradient_checkpointing_kwargs={'use_reentrant': False}"
 )
+_RESTORE = "Leave routed out, or restore what was saved with the adapter"
 OPEN_AT_FIRST = 2.0
 """Logit of every gate at first, on average over inputs: open for 88 % of the examples."""
 APART_AT_FIRST = 0.5
@@ -63,15 +66,16 @@ class CogaloraPeftConfig(ConditionalPeftConfig):
             raise ValueError(f"router is '{self.router}'; it must be 'module' or 'shared'")
         if self.routed is None:
             return
+        if self.router != "shared":
+            raise ValueError(f"routed is given with router '{self.router}'; it belongs to 'shared'. Leave it out")
         if not isinstance(self.routed, list) or not all(isinstance(name, str) for name in self.routed):
             raise ValueError(f"routed is {self.routed!r}; it is a list of modules, or left out")
         if self.target_modules in (None, "all-linear"):
             return
         strange = next((name for name in self.routed if not check_target_module_exists(self, name)), None)
         if strange is not None:
-            raise ValueError(
-                f"routed has '{strange}', which target_modules do not match; leave routed out, or restore it"
-            )
+            near = did_you_mean(strange, self.target_modules if isinstance(self.target_modules, set) else ())
+            raise ValueError(f"routed has '{strange}', which target_modules do not match{near or '.'} {_RESTORE}")
 
 
 class CogaloraVariant(ConditionalVariant):
@@ -128,6 +132,15 @@ class CogaloraVariant(ConditionalVariant):
         return straight_through(torch.sigmoid((logits - self.context.price) / self.context.temperature))
 
 
+def _check_routed(routed: Sequence[str], layers: Sequence[str]) -> None:
+    if strange := [name for name in routed if name not in layers]:
+        near = did_you_mean(strange[0], layers) or "."
+        raise ValueError(f"routed has '{strange[0]}', and the model has no adapter there{near} {_RESTORE}")
+    if left := [name for name in layers if name not in routed]:
+        near = did_you_mean(left[0], routed) or "."
+        raise ValueError(f"routed does not have '{left[0]}', which has an adapter{near} {_RESTORE}")
+
+
 def straight_through(probability: Tensor) -> Tensor:
     """A draw of 0 or 1 whose gradient with respect to its probability is 1."""
     drawn = (torch.rand_like(probability) < probability).to(probability.dtype)
@@ -136,6 +149,18 @@ def straight_through(probability: Tensor) -> Tensor:
 
 class CogaloraModel(ConditionalModel):
     """PEFT's tuner for `COGALORA`."""
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - PEFT's
+        """PEFT's; a shared router has to have one output for each layer.
+
+        Raises:
+            ValueError: the config's `routed` names other modules than those that were adapted.
+        """
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        routed = cast(CogaloraPeftConfig, self.peft_config[adapter_name]).routed
+        if routed is not None:
+            layers = [n for n, m in model.named_modules() if isinstance(m, LoraLayer) and adapter_name in m.r]
+            _check_routed(routed, layers)
 
     def condition(self, layer: LoraLayer, adapter_name: str, config: ConditionalPeftConfig, name: str) -> None:
         """See `ConditionalModel.condition`."""

@@ -27,6 +27,11 @@ from rankwise.errors import ModelError, TrainingError
 
 _ATTRIBUTE = "_rankwise_context"
 _KEPT = "_rankwise_decisions"
+REPLICA = (
+    "adapters that decide per input do not run under torch.nn.DataParallel, whose copies of the model would share "
+    "their decisions (a Trainer uses it where one process sees several GPUs): start one process per GPU with torchrun, "
+    "or show it one of them with CUDA_VISIBLE_DEVICES=0"
+)
 PASSES = 16
 """Forward passes in training that may wait for their backward pass under gradient checkpointing."""
 
@@ -49,8 +54,9 @@ class _Pass:
 class Context:
     """One per base model; see the module.
 
-    `temperature`, `price` and `all_open` are a training method's to set: how soft probabilities are, what logits are
-    measured against, and whether gates are held open while adapters warm up. `recording` makes it keep what routers
+    `temperature`, `price`, `all_open` and `full_rows` are a training method's to set: how soft probabilities are, what
+    logits are measured against, whether gates are held open while adapters warm up, and the share of inputs that keep
+    every block in training. `recording` makes it keep what routers
     see: `recorded` that of all training passes until somebody clears it, `seen` that of the last pass in inference.
     `kept` holds the decisions of the last pass in inference, by module and adapter.
     """
@@ -59,6 +65,7 @@ class Context:
         self.temperature = 1.0
         self.price = 0.0
         self.all_open = False
+        self.full_rows = 0.0
         self.recording = False
         self.recorded: dict[Key, list[Tensor]] = {}
         self.seen: dict[Key, Tensor] = {}
@@ -85,7 +92,13 @@ class Context:
         return self.__dict__ | fresh | {"kept": {}, "seen": {}, "recorded": {}, "rows": {}}
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the base model."""
+        """Forward pre-hook of the base model.
+
+        Raises:
+            TrainingError: the model is one of several copies that run at once.
+        """
+        if getattr(module, "_is_replica", False):  # torch's own mark
+            raise TrainingError(REPLICA)
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
         inputs = next((given[n] for n in ("input_ids", "inputs_embeds") if given.get(n) is not None), None)
@@ -169,10 +182,10 @@ class Context:
         """Keep a router's input, if that is wanted; not when a block is run again in the backward pass."""
         if not self.recording or torch._C._current_graph_task_id() != -1:
             return
-        if training:
-            self.recorded.setdefault(key, []).append(pooled)
-        else:
+        if not training:
             self.seen[key] = pooled
+        elif len(pooled):  # a mean over no examples is no number
+            self.recorded.setdefault(key, []).append(pooled)
 
     def _run(self) -> _Pass:
         """The pass that goes on; in a backward pass, the one whose block is run again.
@@ -215,7 +228,7 @@ class Context:
         run = self._run()
         batch, length = run.shape
         if x.dim() == 2 and len(x) == batch * length:
-            x = x.view(batch, length, -1)
+            x = x.view(batch, length, x.shape[-1])
         if x.dim() != 3:
             raise ModelError(
                 f"adapters that decide per input need inputs of shape (batch, tokens, features); {name} gets "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rankwise.adapters.conditional.tokens import full_precision
+from rankwise.adapters.conditional.tokens import by_example, full_precision
 
 HYPER = "lora_hyper"
 """Name of the container of generators on a layer."""
@@ -53,7 +53,7 @@ class Hyper(nn.Module):
         if self.down is not None:
             seen = functional.linear(seen, self.down)
         made = functional.linear(seen, self.weight[:rows], self.bias[:rows])
-        a, b = made.view(len(seen), rank, -1).split(self.sizes, dim=2)
+        a, b = made.view(len(seen), rank, sum(self.sizes)).split(self.sizes, dim=2)
         return a, b
 
     def normalise(self, pooled: Tensor) -> Tensor:
@@ -111,8 +111,7 @@ def add_generated(
         scaling: s.
     """
     shape = result.shape
-    if result.dim() == 2:
-        result, x = result.view(len(weights), -1, shape[-1]), x.view(len(weights), -1, x.shape[-1])
+    result, x = by_example(result, len(weights)), by_example(x, len(weights))
     dtype = result.dtype if torch.is_autocast_enabled(result.device.type) else hyper.bias.dtype
     result, x, weights = (t.to(dtype) for t in (result, x, weights))
     inputs = (result, x, seen, weights, *hyper.parameters())

@@ -1,5 +1,6 @@
 """PEFT's tuner for RAD-LoRA with decisions per module."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -89,11 +90,14 @@ class RadloraModel(ConditionalModel):
         if config.windows is None:
             sizes = self._sizes(config)
             config.banks = config.banks or default_banks(sizes, config)
+            for module, size in sizes.items():
+                _banks_of(config.banks, module, size)
             config.windows = spread_windows(sizes, config.banks)
         if name not in config.windows:
             raise ValueError(
                 f"the config's windows are of another model: there is none for '{name}'; leave windows and banks out"
             )
+        _check_window(config, name, _banks_of(config.banks or {}, name, (layer.in_features, layer.out_features)))
         a, b = (self._bank(layer, adapter_name, config, side) for side in BANKS)
         first_a, first_b = config.windows[name]
         layer.lora_A[adapter_name] = Window(a, first_a, config.r, transposed=False)
@@ -121,6 +125,36 @@ class RadloraModel(ConditionalModel):
             base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
             found[name] = _get_in_out_features(base)
         return found
+
+
+def _banks_of(banks: Mapping[str, int], name: str, size: tuple[int, int]) -> dict[str, int]:
+    """The two banks that a module of `size` (in, out) sees, with their components.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
+    wanted = [f"{side} {width}" for side, width in zip(BANKS, size, strict=True)]
+    if missing := [bank for bank in wanted if bank not in banks]:
+        raise ValueError(
+            f"the config's banks are {', '.join(banks) or 'none'}, and '{name}' needs `{missing[0]}`: they are of "
+            "another model; leave banks and windows out"
+        )
+    return {bank: banks[bank] for bank in wanted}
+
+
+def _check_window(config: RadloraPeftConfig, name: str, banks: Mapping[str, int]) -> None:
+    """A module's window must begin within its own banks, which may be smaller than those of other widths.
+
+    Raises:
+        ValueError: it does not.
+    """
+    assert config.windows is not None
+    for first, (bank, components) in zip(config.windows[name], banks.items(), strict=True):
+        if first >= components:
+            raise ValueError(
+                f"the window of '{name}' begins at component {first} of bank `{bank}`, which has 0 to "
+                f"{components - 1}; leave banks and windows out, or restore them"
+            )
 
 
 def routers_cost(sizes: Sizes, rank: int, hidden: int, generator: str) -> int:

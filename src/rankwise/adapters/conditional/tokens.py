@@ -53,6 +53,11 @@ def warn_of_no_prompt(marked: Tensor) -> bool:
     return True
 
 
+def by_example(x: Tensor, count: int) -> Tensor:
+    """(examples · tokens, width) as (examples, tokens, width), where it came flattened; `count` may be 0."""
+    return x.view(count, len(x) // max(count, 1), x.shape[-1]) if x.dim() == 2 else x
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """No autocast: decisions are made in the precision of the router."""
     kind = device.type

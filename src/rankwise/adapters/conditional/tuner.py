@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rankwise.adapters.conditional.config import ConditionalPeftConfig
 from rankwise.adapters.conditional.context import Context, context_of, drop_context
+from rankwise.adapters.conditional.tokens import by_example
 from rankwise.engine.conditional import add_open, add_weighted
 from rankwise.errors import ModelError
 
@@ -121,14 +122,14 @@ def add_term(
     Dtypes are what PEFT would use: autocast's where it is on, else those of A and B. `result` and `x` may come
     flattened to (batch · tokens, …). See `engine.conditional`.
     """
-    shape = result.shape
-    if shape.numel() // shape[-1] % len(weights) or (result.dim() == 3 and len(result) != len(weights)):
+    shape, count = result.shape, len(weights)
+    rows = shape.numel() // shape[-1]
+    if rows % max(count, 1) or (rows and not count) or (result.dim() == 3 and len(result) != count):
         raise ModelError(
-            f"a target module gets {tuple(x.shape)}, which is not an input of its own for each of {len(weights)} "
+            f"a target module gets {tuple(x.shape)}, which is not an input of its own for each of {count} "
             "examples; leave it out of target_modules"
         )
-    if result.dim() == 2:
-        result, x = result.view(len(weights), -1, shape[-1]), x.view(len(weights), -1, x.shape[-1])
+    result, x = by_example(result, count), by_example(x, count)
     if not result.dtype == x.dtype == a.dtype == b.dtype == weights.dtype:
         dtype = result.dtype if torch.is_autocast_enabled(result.device.type) else a.dtype
         result, x, a, b, weights = (t.to(dtype) for t in (result, x, a, b, weights))
