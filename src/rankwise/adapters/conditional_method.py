@@ -8,6 +8,7 @@ where it is met.
 Routers count as adapter parameters: what they cost is taken off the budget before ranks are bought.
 """
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -44,6 +45,7 @@ MEASURED = 256
 """Training examples that are measured on when training ends, at most."""
 LASTING = 0.2
 """What stays of the bonus for gates that tell inputs apart when the annealing has ended."""
+_LOG = logging.getLogger(__name__)
 FAR = 8.0
 """A price beyond this goes into the routers' biases: nearer to 1 than σ(8), chances cannot be told apart for long."""
 PASSES = 8
@@ -116,6 +118,14 @@ class ConditionalMethod(Method, ABC):
         self.measured: float | None = None
         self._logits: Tensor | None = None  # of the step that goes on
         self.peak = self.parameter_count().final
+        if self.target.unit == "parameters" and self.peak > self.target.total:
+            _LOG.warning(
+                "%s: its generator has %s parameters; the budget '%s' (%s parameters) does not bind it",
+                config.name,
+                f"{self.peak:,}",
+                config.budget,
+                f"{self.target.total:,}",
+            )
         self.context.recording = True
         self._at(1)
 

@@ -103,8 +103,11 @@ def test_settings_that_make_no_sense(fields, words):
         made(**fields)
 
 
-def test_hyper_is_not_bound_by_the_budget_and_says_what_it_takes():
+def test_hyper_is_not_bound_by_the_budget_and_says_what_it_takes(caplog):
     bank, hyper, factorised = (made(**fields) for fields in KINDS.values())
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 2, "before training, and of the bank nothing"
+    assert f"its generator has {hyper.parameter_count().final:,} parameters" in said[0]
     assert bank.peft.r == hyper.peft.r == factorised.peft.r
     counts = [method.parameter_count().final for method in (bank, factorised, hyper)]
     assert counts == sorted(counts)
