@@ -39,7 +39,7 @@ def test_a_plan_without_a_problem_has_no_error_or_warning():
     ("changes", "level", "words"),
     [
         ({"claims": []}, "warning", "makes no claims"),
-        ({"arms": {"glora": "glora", "o": "adalora"}, "claims": [CLAIM | {"reference": "o"}]}, "warning", "plain `lora`"),
+        ({"arms": {"glora": "glora", "o": "adalora"}, "claims": [CLAIM | {"reference": "o"}]}, "warning", "no arm is"),
         ({"arms": {"lora": "lora", "glora": "glora", "eva": "eva"}}, "note", "arms.eva: no claim is about it"),
         ({"claims": [CLAIM | {"metric": "pearson"}]}, "error", "glue/rte: metric 'pearson' does not exist"),
         ({"claims": [CLAIM | {"metric": "f1"}]}, "error", "add it to evaluation.metrics"),
