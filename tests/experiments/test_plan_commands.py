@@ -45,7 +45,7 @@ def rankwise(*words):
     found = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(word) for word in words])
     if isinstance(found.exception, RankwiseError):
         return 2, str(found.exception)
-    return found.exit_code, found.output
+    return found.exit_code, found.stdout if found.exit_code == 0 else found.output
 
 
 def fill(file, folder, *, profile=None, without=0):
