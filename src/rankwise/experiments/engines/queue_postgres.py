@@ -1,5 +1,6 @@
 """The queue in PostgreSQL: for workers on any number of machines."""
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -64,7 +65,9 @@ class PostgresQueue(RunQueue):
             cursor.executemany(_marked(query), values)
 
     def _connect(self) -> Any:  # noqa: ANN401 - a psycopg connection
-        return self._psycopg.connect(self._url, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+        connection = self._psycopg.connect(self._url, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+        weakref.finalize(self, connection.close)  # a queue that is forgotten leaves none open on the server
+        return connection
 
     def _revive(self) -> None:
         """Connect anew if the connection was lost, unless a transaction went with it."""
