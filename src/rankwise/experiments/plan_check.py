@@ -75,8 +75,8 @@ def _claims(plan: Plan) -> str:
 
 
 def _counts(counts: Sequence[Counted]) -> str:
-    lines = [f"  {each.arm} at {each.budget}: {each.final:,} parameters, at most {each.peak:,}" for each in counts]
-    return "\n".join(["adapter parameters:", *lines]) if lines else ""
+    lines = [f"  {each.arm} at {each.budget}: {each.start:,} parameters, at most {each.peak:,}" for each in counts]
+    return "\n".join(["adapter parameters when training starts:", *lines]) if lines else ""
 
 
 def _cost(plan: Plan, seconds: dict[str, float]) -> str:
