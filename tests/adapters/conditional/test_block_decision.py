@@ -102,3 +102,17 @@ def test_level_meets_the_share(seed, share, limit):
         patterns = pattern_rows(frequent_patterns(free, limit, share))
     kept = kept_bits(logits - fitting_level(logits, share, patterns), 0.5, patterns).mean()
     assert abs(float(kept) - share) <= 0.5 / 120 + 1e-9
+
+
+def test_some_inputs_keep_every_block_while_others_skip():
+    torch.manual_seed(0)
+    logits = torch.full((4000, 3), -30.0, requires_grad=True)  # by themselves these inputs skip everything
+    bits = drawn_bits(logits, 0.0, 1.0, exit_early=False, full_rows=0.25)
+    whole = bits.detach().sum(1) == 3
+    assert whole.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert bits.detach()[~whole].sum() == 0
+    near = torch.zeros((400, 3), requires_grad=True)
+    kept = drawn_bits(near, 0.0, 1.0, exit_early=False, full_rows=0.999999)
+    kept.sum().backward()
+    assert kept.detach().min() == 1
+    assert not near.grad.any(), "these inputs give the router no gradient"
