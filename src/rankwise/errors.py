@@ -10,9 +10,12 @@ Each is also the standard-library type a caller would expect, so `except ValueEr
     ├── ModelError             ValueError     a base model cannot be found, loaded or adapted
     ├── MissingPackageError    ImportError    an optional package is needed; says what to install
     ├── AllocationError        RuntimeError   a method did not do what it promised (hooks not called, budget not met)
-    ├── TrainingError          RuntimeError   training diverged or could not go on
+    ├── TrainingError          RuntimeError   training could not go on
+    │   └── DivergedError                     its loss is no finite number any more
     ├── StoreError             OSError        the results store cannot be read or written
-    └── OutputError            OSError        an output exists already, or cannot be written
+    ├── OutputError            OSError        an output exists already, or cannot be written
+    ├── ModelAnswerError       RuntimeError   a language model cannot be reached, or gives no valid answer
+    └── LimitError             RuntimeError   a limit on requests, tokens or money is reached
 
 The command line prints the message alone and exits with code 2. Messages say what is wrong, where it
 came from, the value, and what is allowed. To add one: subclass `RankwiseError` and the stdlib type, and
@@ -84,9 +87,26 @@ class TrainingError(RankwiseError, RuntimeError):
     """Training diverged or could not go on."""
 
 
+class DivergedError(TrainingError):
+    """The loss is no finite number any more. Under `torchrun` all processes raise it at the same step.
+
+    Its message has `MARK` in it, by which a failed run in a store is known to fail the same way again.
+    """
+
+    MARK = "diverged: "
+
+
 class StoreError(RankwiseError, OSError):
     """The results store cannot be read or written."""
 
 
 class OutputError(RankwiseError, OSError):
     """An output exists already, or cannot be written."""
+
+
+class ModelAnswerError(RankwiseError, RuntimeError):
+    """A language model cannot be reached, or gave no valid answer after all retries."""
+
+
+class LimitError(RankwiseError, RuntimeError):
+    """A limit on requests, tokens or money is reached; nothing that was made so far is lost."""

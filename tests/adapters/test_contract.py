@@ -15,9 +15,10 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
 
 from rankwise.adapters.attach import ADAPTER, adapted_layers
 from rankwise.adapters.block_method import BlockMethod
-from rankwise.adapters.conditional_method import TOLERANCE as SHARE_TOLERANCE
-from rankwise.adapters.conditional_method import ConditionalConfig, ConditionalMethod
+from rankwise.adapters.conditional_method import ConditionalConfig
 from rankwise.adapters.contract import METHODS, Method
+from rankwise.adapters.deciding_method import TOLERANCE as SHARE_TOLERANCE
+from rankwise.adapters.deciding_method import DecidingMethod
 from rankwise.errors import AllocationError, ConfigError, OutputError, TrainingError
 from rankwise.training.callback import RankwiseCallback, load_method, save_method
 from rankwise.training.fit import fit, last_checkpoint, training_arguments
@@ -51,7 +52,16 @@ NOT_PLAIN = ("dora",)
 """Methods whose compact form is PEFT's own, because no plain LoRA equals it."""
 UNDRAWN = ("pissa",)
 """Methods whose adapters start from the base weights alone, whatever the seed."""
-COMBINATIONS = [(family, key) for family in FAMILIES for key in VARIANTS]
+OTHERS = [pytest.mark.slow]
+ALL = [name if name in METHODS else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+"""Variants beside the methods themselves are slow tests."""
+DECIDING = ("lora", "glora", "adalora", "galora", "cogalora", "radlora", "full")
+"""Methods whose interrupted runs are resumed in the default tests; those of the others are slow tests."""
+COMBINATIONS = [
+    pytest.param(family, key, marks=[] if family == "bert" else OTHERS) for family in FAMILIES for key in VARIANTS
+]
+EVERY_FAMILY = [pytest.param(family, marks=[] if family == "bert" else OTHERS) for family in FAMILIES]
+"""Families beside BERT are slow tests: the methods are the same."""
 
 
 def made(key, model=None, **fields):
@@ -98,11 +108,16 @@ def train(method, folder, changes, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """(family, method name) -> (method, what `fit` returned, export folder); all on tiny models."""
+def trained(tmp_path_factory, request):
+    """(family, method name) -> (method, what `fit` returned, export folder); all on tiny models.
+
+    Only of the families that a chosen test asks for.
+    """
     folder = tmp_path_factory.mktemp("trained")
+    here = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    asked = {item.callspec.params.get("family") for item in here}
     done = {}
-    for family, name in COMBINATIONS:
+    for family, name in [(family, key) for family in FAMILIES if family in {"bert", *asked} for key in VARIANTS]:
         method = made(name, tiny_model(family))
         fitted = train(method, folder / "work", settings())
         done[family, name] = (method, fitted, method.export(folder / f"{family}-{name}"))
@@ -140,7 +155,7 @@ def test_trains_and_records_every_step(trained, family, name):
     assert not torch.equal(logits(before), logits(method.model))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_budget_is_met_and_counted(trained, family, name):
     method, fitted, export = trained[family, name]
@@ -194,7 +209,7 @@ def with_average_gates(method):
     return model.unload()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("name", CONDITIONAL)
 def test_own_type_loads_where_rankwise_is_imported_and_decides_alike(trained, family, name):
     method, _, export = trained[family, name]
@@ -213,7 +228,7 @@ def test_forms_without_decisions_are_refused_with_the_reason(trained, tmp_path, 
     assert not (tmp_path / form).exists()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("name", GATED)
 def test_share_of_open_gates_is_met_and_gates_differ_between_inputs(trained, family, name):
     method, _, _ = trained[family, name]
@@ -249,7 +264,7 @@ def test_compact_form_has_one_scale_for_servers_that_ignore_patterns(trained, na
     assert len(config["target_modules"]) == sum(rank > 0 for rank in ranks)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ALL)
 def test_export_twice_is_equal_and_leaves_the_method_as_it_was(trained, tmp_path, name):
     method, _, first = trained["bert", name]
     before, ranks = logits(method.model), method.rank_pattern()
@@ -264,7 +279,7 @@ def test_export_twice_is_equal_and_leaves_the_method_as_it_was(trained, tmp_path
         method.export(first)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ALL)
 def test_saved_state_gives_the_same_logits(trained, tmp_path, name):
     method, _, _ = trained["bert", name]
     save_method(method, tmp_path)
@@ -281,7 +296,7 @@ def test_state_that_is_not_there_is_named(tmp_path):
         load_method(build("lora"), tmp_path)
 
 
-@pytest.mark.parametrize("name", [n if n in METHODS else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS])
+@pytest.mark.parametrize("name", [n if n in DECIDING else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS])
 @pytest.mark.parametrize("lost", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 6, 12))])
 def test_interrupted_run_resumes_to_the_same_run(trained, tmp_path, name, lost):
     """Five steps to an epoch; a reallocation after step 4 (glora) or at every step from 2 to 8 (AdaLoRA).
@@ -314,7 +329,7 @@ def test_interrupted_run_resumes_to_the_same_run(trained, tmp_path, name, lost):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ALL)
 def test_run_killed_after_its_last_step_takes_no_step_too_many(tmp_path, name):
     whole = train(made(name), tmp_path, settings(save_every=6))
     steps = []
@@ -360,15 +375,13 @@ class Recorder(TrainerCallback):
         assert len(held) == len({id(p) for p in held})
         assert {id(p) for p in trainable} == {id(p) for p in held}
         stateful = set(map(id, kwargs["optimizer"].state))
-        idle = (
-            isinstance(self.method, ConditionalMethod | BlockMethod) and state.global_step <= self.method.tracker.first
-        )
+        idle = isinstance(self.method, DecidingMethod) and state.global_step <= self.method.tracker.first
         assert {id(p) for p in trainable if not idle or id(p) in stateful} == stateful
         for parameter, entry in kwargs["optimizer"].state.items():
             assert entry["exp_avg"].shape == entry["exp_avg_sq"].shape == parameter.shape
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_hooks_once_per_optimizer_step_and_optimizer_holds_what_is_trained(tmp_path, name, accumulation):
     method = made(name, **({"floor": 0} if name == "glora" else {}))
@@ -388,7 +401,7 @@ def test_eval_loss_is_cross_entropy_alone(trained, family, name):
     assert fitted.eval_losses["main"] == pytest.approx(float(expected), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ALL)
 def test_training_loss_is_the_task_loss_alone(tmp_path, name):
     """The first step's loss, before anything moved, is the base model's."""
     model = tiny_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -400,17 +413,19 @@ def test_training_loss_is_the_task_loss_alone(tmp_path, name):
     assert trainer.losses[0][1] == pytest.approx(expected, abs=1e-6)
 
 
-def decides(name):
-    """Whether a method has anything to do while training goes on."""
-    kind = type(made(name))
-    return kind.after_optimizer_step is not Method.after_optimizer_step or issubclass(
-        kind, ConditionalMethod | BlockMethod
-    )
+def decides(method):
+    """Whether a method has anything to do before or while training goes on."""
+    hooks = ("prepare", "after_optimizer_step")
+    moves = any(getattr(type(method), hook) is not getattr(Method, hook) for hook in hooks)
+    return moves or isinstance(method, DecidingMethod)
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if decides(name)])
+@pytest.mark.parametrize("name", VARIANTS)
 def test_hooks_never_called_is_an_error(tmp_path, name):
     method = made(name)
+    if not decides(method):
+        method.check_finished()
+        return
     stock = Trainer(
         model=method.model,
         args=training_arguments(settings(), tmp_path / "work"),
@@ -425,14 +440,14 @@ def test_hooks_never_called_is_an_error(tmp_path, name):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ALL)
 def test_other_number_of_steps_is_an_error(tmp_path, name):
     method = made(name, total_steps=30)
     with pytest.raises(TrainingError, match="built for 30 optimizer steps, the trainer will run 12"):
         trainer_for(method, tmp_path, driver=RankwiseCallback(method, total_steps=30)).train()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ALL)
 def test_build_depends_on_the_seed_alone(name):
     """Neither on the global random state, nor does it move it."""
     states = []

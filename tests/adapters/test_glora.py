@@ -187,7 +187,7 @@ def test_learns_with_accumulation_and_checkpointing_alike(tmp_path):
     results = []
     for checkpointing in (False, True):
         method = build("glora", tiny_model(**model), signal="exact", warmup=3)
-        changes = dataclasses.asdict(settings(gradient_checkpointing=checkpointing, gradient_accumulation_steps=2))
+        changes = vars(settings(gradient_checkpointing=checkpointing, gradient_accumulation_steps=2))
         fitted = run(method, tmp_path / str(checkpointing), **changes)
         results.append(([round(loss, 5) for _, loss in fitted.losses], method.rank_pattern()))
     assert results[0] == results[1]

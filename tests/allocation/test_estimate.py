@@ -75,6 +75,7 @@ def test_estimate_is_within_30_percent_of_exact_for_every_family():
     assert all(0.7 < ratio < 1.3 for ratio in ratios.values()), ratios
 
 
+@pytest.mark.slow
 def test_estimate_is_within_30_percent_at_the_end_of_a_warmup():
     """After ten steps of a linear warm-up to 1e-3, when ranks are decided and A has turned towards the gradient."""
     ratios = mean(family_ratios(rank=4, steps=12, rate=lambda step: 1e-4 * step, first=10))

@@ -2,6 +2,9 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+from rankwise.tasks.docstrings import load_corpus
 
 
 @pytest.fixture(scope="session")
@@ -15,8 +18,11 @@ def glue_folder():
 
 @pytest.fixture(scope="session")
 def docstrings_cache(tmp_path_factory):
-    """One cache folder for the whole session, so that the docstrings task is built once."""
-    folder = tmp_path_factory.mktemp("cache")
+    """One cache folder for the whole session and all its processes, so that the docstrings task is built once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "docstrings"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANKWISE_CACHE", str(folder))
+        with FileLock(f"{folder}.lock"):
+            load_corpus()
         yield folder

@@ -368,7 +368,13 @@ UNMERGED = ("cogalora", "radlora")
 ADAPTERS = [name for name in METHODS if "budget" in METHODS[name].model_fields and name not in (*PEERS, *UNMERGED)]
 
 
-@pytest.mark.parametrize("name", [*MOVING, *(pytest.param(n, marks=slow) for n in ADAPTERS if n not in MOVING)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("scripted", "adalora") else slow)
+        for name in dict.fromkeys([*MOVING, *ADAPTERS])
+    ],
+)
 def test_in_memory_saved_and_merged_agree_at_every_step(tmp_path, name):
     method = make(name, tiny_model(**QUIET))
     faithful = Faithful(method, tmp_path / "saved")

@@ -42,7 +42,7 @@ def causal(folder, *, accumulation, weight, steps=3, calls=None):
     return method, recorder.steps, trainer.losses
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 4])
+@pytest.mark.parametrize("accumulation", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))])
 def test_penalty_on_a_loss_per_token_weighs_one(tmp_path, accumulation):
     """Against the gradient of w·Σ‖A‖² itself, 2·w·A, on top of a run without a penalty; texts of unlike lengths."""
     calls = []
@@ -65,7 +65,7 @@ def test_accumulation_changes_neither_losses_nor_gradients_per_token(tmp_path):
         torch.testing.assert_close(one[0][name], four[0][name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_stock_trainer_adds_the_same_penalty(tmp_path, accumulation):
     """Without clipping, a stock Trainer with the callback does what ours does."""
     changes = settings(

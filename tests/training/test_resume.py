@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import warnings
 
@@ -32,9 +33,8 @@ NAMES = ["scripted", *METHODS]
 QUICK = {
     ("scripted", "in a resize"),
     ("adalora", "while saving"),
-    ("galora", "after"),
 }  # the other moments are slow tests
-QUICK |= {("scripted", 4), ("galora", 9), ("full", 3)}
+QUICK |= {("scripted", 4), ("full", 3)}
 
 
 def moments(*kinds):
@@ -298,20 +298,35 @@ def test_state_of_another_method_or_of_other_settings_is_refused(tmp_path, case)
         load_method(build(other, **changed), tmp_path)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder of a run of `galora`, to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("finished")
+    ours(make("galora"), folder)
+    return folder
+
+
 @pytest.mark.parametrize("part", [STATE_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth"])
 @pytest.mark.parametrize("damage", [pytest.param(0, marks=pytest.mark.slow), 40])
-def test_damaged_checkpoint_is_named(tmp_path, part, damage):
+def test_damaged_checkpoint_is_named(finished, tmp_path, part, damage):
     """A full disk or a crash of the machine can leave what a kill cannot: a file that is there, but not whole."""
-    ours(make("galora"), tmp_path)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "checkpoint-10" / part
     file.write_bytes(file.read_bytes()[:damage])
     with pytest.raises(TrainingError, match=r"is damaged .*remove the folder checkpoint-10"):
         ours(make("galora"), tmp_path)
 
 
-@pytest.mark.parametrize("part", [STATE_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
-def test_checkpoint_with_a_part_missing_is_passed_over(whole, tmp_path, part):
-    ours(make("galora"), tmp_path)
+@pytest.mark.parametrize(
+    "part",
+    [
+        STATE_FILE,
+        "trainer_state.json",
+        *(pytest.param(p, marks=pytest.mark.slow) for p in ("optimizer.pt", "scheduler.pt", "rng_state.pth")),
+    ],
+)
+def test_checkpoint_with_a_part_missing_is_passed_over(whole, finished, tmp_path, part):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     (tmp_path / "checkpoint-10" / part).unlink()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")

@@ -48,8 +48,8 @@ class Gradients(TrainerCallback):
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
-@pytest.mark.parametrize("family", ["bert", "llama"])
-@pytest.mark.parametrize("weight", [0.0, 3.0])
+@pytest.mark.parametrize("family", ["bert", pytest.param("llama", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("weight", [pytest.param(0.0, marks=pytest.mark.slow), 3.0])
 def test_accumulation_changes_neither_gradients_nor_losses(tmp_path, monkeypatch, kind, family, weight):
     """1 x 16 against 4 x 4 examples per step: same order, same gradients, same recorded losses."""
     monkeypatch.setattr(Penalty, "weight", weight)

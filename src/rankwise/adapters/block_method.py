@@ -11,8 +11,7 @@ What block mode saves is frozen compute, not the adapter's: LoRA can be merged i
 """
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import final
 
 import torch
@@ -32,42 +31,30 @@ from rankwise.adapters.conditional.block_decision import (
 from rankwise.adapters.conditional.block_distil import SelfDistillation
 from rankwise.adapters.conditional.block_settings import BlockSettings
 from rankwise.adapters.conditional.block_tuner import NO_UNLOAD, RadBlockModel, hidden_width, skippable_blocks
-from rankwise.adapters.conditional.context import Context, context_of
 from rankwise.adapters.conditional.router import Router, router_cost
 from rankwise.adapters.conditional.tuner import ROUTER
-from rankwise.adapters.conditional_method import FAR, TOLERANCE, measured_examples, sample_size
-from rankwise.adapters.contract import AdapterConfig, Batches, Form, Method, ParameterCount, trainable_state
+from rankwise.adapters.contract import AdapterConfig, Batches, ParameterCount
+from rankwise.adapters.deciding_method import FAR, DecidingMethod, check_schedule, measured_examples, sample_size
 from rankwise.adapters.distributed import all_mean
-from rankwise.adapters.export import export_adapter, lora_pairs, new_directory
+from rankwise.adapters.export import lora_pairs
 from rankwise.adapters.fused import fuse
 from rankwise.adapters.lora_method import lora_config, resolve_budget
+from rankwise.adapters.pairs import Pair
 from rankwise.adapters.peft_types import trained_parameters
-from rankwise.allocation.budget import Target, allocate, largest_reachable
+from rankwise.allocation.budget import Target
 from rankwise.allocation.schedules import in_steps
 from rankwise.allocation.tracking import Tracker
-from rankwise.errors import AllocationError, BudgetError, ConfigError, Finding
+from rankwise.errors import ConfigError, Finding
 
 
 def check_block(settings: BlockSettings, total_steps: int) -> list[Finding]:
     """What cannot work in a training of `total_steps` optimizer steps."""
-    found = []
-    first, last = in_steps(settings.full_depth, total_steps), in_steps(settings.annealing, total_steps)
-    if not first < last <= total_steps:
-        found.append(
-            Finding(
-                "method.block.full_depth, method.block.annealing",
-                f"{settings.full_depth} and {settings.annealing} are steps {first} and {last} of {total_steps}; full "
-                "depth has to end before the annealing, and that with training at the latest, e.g. 0.2 and 0.5",
-            )
-        )
-    if not all(0 < value < math.inf for value in settings.temperature):
-        text = f"{settings.temperature} must be positive and finite, e.g. [2.0, 0.5]"
-        found.append(Finding("method.block.temperature", text))
-    return found
+    length, annealing, temperature = settings.full_depth, settings.annealing, settings.temperature
+    return check_schedule("method.block", ("full_depth", length), annealing, temperature, total_steps)
 
 
 @final
-class BlockMethod(Method):
+class BlockMethod(DecidingMethod):
     """LoRA at the uniform allocation of what router and bypasses leave of the budget.
 
     Args:
@@ -82,8 +69,9 @@ class BlockMethod(Method):
         ModelError: the model's blocks cannot be skipped.
     """
 
-    model: PeftModel
-    config: AdapterConfig
+    opened = "the blocks after the router executed"
+    failed = "the router does not tell inputs apart well enough; train longer, aim elsewhere, or allow more patterns"
+    unmerged = NO_UNLOAD
 
     def __init__(self, model: nn.Module, config: AdapterConfig, *, total_steps: int, seed: int) -> None:
         self.config, self.settings = config, vars(config)["block"]
@@ -111,11 +99,6 @@ class BlockMethod(Method):
         self._logits: Tensor | None = None  # of the step that goes on
         self.context.recording, self.context.full_rows = True, self.settings.full_rows
         self._at(1)
-
-    @property
-    def context(self) -> Context:
-        """What the layers share."""
-        return context_of(self.model.base_model.model)
 
     @property
     def peft(self) -> RadBlockPeftConfig:
@@ -193,65 +176,28 @@ class BlockMethod(Method):
         count = trained_parameters(self.model)
         return ParameterCount(count, count)
 
-    def check_finished(self) -> None:
-        """The share of executed blocks is within 5 points of its target."""
-        if self.measured is None:
-            raise AllocationError(
-                f"{self.config.name} never measured its share of executed blocks: training stopped before its last "
-                "step, or its hooks were not called: does the trainer have a RankwiseCallback?"
-            )
-        if abs(self.measured - self.tracker.target) > TOLERANCE:
-            raise AllocationError(
-                f"{self.config.name} ended with {self.measured:.1%} of the blocks after the router executed, its "
-                f"target is {self.tracker.target:.1%}: the router does not tell inputs apart well enough; "
-                "train longer, aim elsewhere, or allow more patterns"
-            )
+    def deciders(self) -> Iterable[str]:
+        """The blocks that may be skipped."""
+        return self.peft.blocks or ()
+
+    def static_pairs(self) -> dict[str, Pair]:
+        """Its LoRA, at full depth."""
+        return lora_pairs(self.model)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Trainable weights, the price, and what was measured."""
-        usage, patterns = self.peft.usage or {}, pattern_rows(self.peft.kept_patterns)
-        memory = {
-            "price": torch.tensor(self.tracker.price, dtype=torch.float64),
-            "step": torch.tensor(self.step),
-            "spread": torch.tensor(self.spread, dtype=torch.float64),
-            "threshold": torch.tensor(self.peft.threshold, dtype=torch.float64),
-            "measured": torch.tensor([] if self.measured is None else [self.measured], dtype=torch.float64),
-            "usage": torch.tensor(list(usage.values()), dtype=torch.float64),
-            "patterns": torch.empty(0) if patterns is None else patterns,
+        """See `DecidingMethod.state_dict`; with the spread of the logits and the patterns."""
+        patterns = pattern_rows(self.peft.kept_patterns)
+        return super().state_dict() | {
+            "rankwise.spread": torch.tensor(self.spread, dtype=torch.float64),
+            "rankwise.patterns": torch.empty(0) if patterns is None else patterns,
         }
-        return trainable_state(self.model) | {f"rankwise.{key}": value for key, value in memory.items()}
 
-    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up weights, price and measurements."""
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(state[name])
-        self.tracker.price, self.step = float(state["rankwise.price"]), int(state["rankwise.step"])
+        """See `DecidingMethod.load_state_dict`."""
         self.spread = float(state["rankwise.spread"])
-        self.measured = next(iter(state["rankwise.measured"].tolist()), None)
-        usage = state["rankwise.usage"].tolist()
-        self.peft.threshold = float(state["rankwise.threshold"])
-        self.peft.usage = dict(zip(self.peft.blocks or (), usage, strict=True)) if usage else None
         rows = ["".join(str(int(bit)) for bit in row) for row in state["rankwise.patterns"].tolist()]
         self.peft.kept_patterns = rows or None
-        self.context.recording = self.measured is None
-        self._at(self.step + 1)
-
-    def export(self, directory: Path, form: Form = "compact") -> Path:
-        """Write a checkpoint of our own PEFT type (`compact`), or plain LoRA at full depth (`static`).
-
-        Raises:
-            ConfigError: another form; a model whose blocks are skipped has none.
-        """
-        self.check_finished()
-        if form == "static":
-            return export_adapter(self.model, lora_pairs(self.model), directory)
-        if form != "compact":
-            raise ConfigError("export", [Finding("form", f"'{form}' is not possible: {NO_UNLOAD}")])
-        with new_directory(directory) as folder:
-            self.model.save_pretrained(str(folder), save_embedding_layers=False)
-        return directory
+        super().load_state_dict(state)
 
     def _gate_biases(self) -> Tensor:
         """What the router adds to every block's logit; with early exit the first output is in all of them."""
@@ -261,17 +207,14 @@ class BlockMethod(Method):
         return settled(self.router(pooled), exit_early=self.peft.exit)
 
     def _peft_config(self, model: nn.Module) -> RadBlockPeftConfig:
-        settings, target = self.settings, self.target
+        settings = self.settings
         blocks = skippable_blocks(list(self.matrices), model, settings.router_after, settings.keep_last)
         width = hidden_width(model)
         overhead = len(blocks) * bypass_cost(width, settings.bypass_rank)
         overhead += router_cost(width, settings.router_hidden, len(blocks))
-        if target.unit == "parameters":
-            target = self._left(overhead)
-        caps = {name: matrix.full_rank for name, matrix in self.matrices.items()}
-        plain = lora_config(
-            self.config, allocate(dict.fromkeys(self.matrices, 1.0), self.costs, target, floor=1, cap=caps)
-        )
+        advice = "lower block.bypass_rank or block.router_hidden"
+        target = self.left_after(overhead, "router and bypasses", advice)
+        plain = lora_config(self.config, self.uniform_ranks(target))
         return RadBlockPeftConfig(
             lora_dropout=plain.lora_dropout,
             r=plain.r,
@@ -286,25 +229,12 @@ class BlockMethod(Method):
             blocks=blocks,
         )
 
-    def _left(self, overhead: int) -> Target:
-        """The budget without router and bypasses, in whole ranks."""
-        left, cheapest = self.target.total - overhead, sum(self.costs.values())
-        if left < cheapest:
-            raise BudgetError(
-                f"{self.config.name}: of the budget '{self.config.budget}' ({self.target.total:,} parameters) router "
-                f"and bypasses take {overhead:,}, and {left:,} are left; rank 1 everywhere takes {cheapest:,}. Raise "
-                "the budget, or lower block.bypass_rank or block.router_hidden"
-            )
-        return Target(cheapest + largest_reachable(left - cheapest, list(self.costs.values())), "parameters")
-
     def _at(self, step: int) -> None:
         """Set what the blocks need to know of training step `step`."""
         first, last = self.settings.temperature
-        begin, end = self.tracker.first, self.tracker.last
-        progress = min(max((step - begin) / (end - begin), 0.0), 1.0)
         running = self.measured is None
-        self.context.all_open = step <= begin and running
-        self.context.temperature = self.spread * first * (last / first) ** progress
+        self.context.all_open = step <= self.tracker.first and running
+        self.context.temperature = self.spread * first * (last / first) ** self._progress(step)
         self.context.price = self.tracker.price
         self.distillation.phase = None if not running else "imitate" if self.context.all_open else "distil"
         if running:

@@ -11,43 +11,32 @@ Routers count as adapter parameters: what they cost is taken off the budget befo
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from peft import PeftModel
 from pydantic import Field
 from torch import Tensor, nn
 
 from rankwise.adapters.attach import ADAPTER, Matrix, adapted_layers, attach_lora, find_matrices
 from rankwise.adapters.conditional.config import ConditionalPeftConfig
-from rankwise.adapters.conditional.context import Context, context_of
 from rankwise.adapters.conditional.router import opened
 from rankwise.adapters.conditional.tuner import NO_MERGE
-from rankwise.adapters.contract import AdapterConfig, Batches, Form, Method, ParameterCount, trainable_state
+from rankwise.adapters.contract import AdapterConfig, Batches, ParameterCount
+from rankwise.adapters.deciding_method import FAR, DecidingMethod, check_schedule
 from rankwise.adapters.distributed import all_mean
-from rankwise.adapters.export import export_adapter, new_directory
 from rankwise.adapters.lora_method import resolve_budget
-from rankwise.adapters.pairs import Pair
 from rankwise.adapters.peft_types import trained_parameters
-from rankwise.allocation.budget import Target, allocate, largest_reachable
+from rankwise.allocation.budget import Target
 from rankwise.allocation.schedules import Length, in_steps
 from rankwise.allocation.shares import Share
 from rankwise.allocation.tracking import Search, Tracker
-from rankwise.errors import AllocationError, BudgetError, ConfigError, Finding
+from rankwise.errors import Finding
 
-TOLERANCE = 0.05
-"""How far the share of open gates on training examples may end from its target."""
 CLOSE = 0.01
 """How far it may be off before the threshold is moved."""
-MEASURED = 256
-"""Training examples that are measured on when training ends, at most."""
 LASTING = 0.2
 """What stays of the bonus for gates that tell inputs apart when the annealing has ended."""
 _LOG = logging.getLogger(__name__)
-FAR = 8.0
-"""A price beyond this goes into the routers' biases: nearer to 1 than σ(8), chances cannot be told apart for long."""
 PASSES = 8
 """Over them, at most: moving the threshold changes what later routers see."""
 
@@ -79,28 +68,16 @@ class ConditionalConfig(AdapterConfig, ABC):
 
     def check(self, total_steps: int) -> list[Finding]:
         """The share needs steps to come down in, and temperatures must be positive."""
-        found = []
-        first, last = in_steps(self.warmup, total_steps), in_steps(self.annealing, total_steps)
-        if not first < last <= total_steps:
-            found.append(
-                Finding(
-                    "method.warmup, method.annealing",
-                    f"{self.warmup} and {self.annealing} are steps {first} and {last} of {total_steps}; the warm-up "
-                    "has to end before the annealing, and the annealing with training at the latest, e.g. 0.1 and 0.7",
-                )
-            )
-        if not all(0 < value < math.inf for value in self.temperature):
-            found.append(
-                Finding("method.temperature", f"{self.temperature} must be positive and finite, such as [2.0, 0.5]")
-            )
-        return found
+        return check_schedule("method", ("warmup", self.warmup), self.annealing, self.temperature, total_steps)
 
 
-class ConditionalMethod(Method, ABC):
+class ConditionalMethod(DecidingMethod, ABC):
     """Drives a model with conditional adapters of one PEFT type."""
 
-    model: PeftModel
     config: ConditionalConfig
+    opened = "its adapters open"
+    failed = "gates do not tell inputs apart well enough; train longer or aim elsewhere"
+    unmerged = NO_MERGE
 
     def __init__(self, model: nn.Module, config: ConditionalConfig, *, total_steps: int, seed: int) -> None:
         self.matrices: dict[str, Matrix] = find_matrices(model, config.target_modules)
@@ -145,40 +122,10 @@ class ConditionalMethod(Method, ABC):
     def logits(self) -> Tensor:
         """Of the gates, (examples, modules), with a graph to the routers, for what was recorded since the last step."""
 
-    @abstractmethod
-    def average_pairs(self) -> dict[str, Pair]:
-        """Plain LoRA factors with every decision at its average over training examples."""
-
-    @property
-    def context(self) -> Context:
-        """What the layers share."""
-        return context_of(self.model.base_model.model)
-
-    @property
-    def peft(self) -> ConditionalPeftConfig:
-        """The adapter's PEFT config."""
-        found = self.model.peft_config[ADAPTER]
-        assert isinstance(found, ConditionalPeftConfig)
-        return found
-
     def left_for_ranks(self, model: nn.Module) -> Target:
-        """The budget without what routers cost, in whole ranks (at most one of them is left over)."""
-        if self.target.unit == "ranks":
-            return self.target
-        left = self.target.total - self.overhead()
-        cheapest = sum(self.costs.values())
-        if left < cheapest:
-            raise BudgetError(
-                f"{self.config.name}: of the budget '{self.config.budget}' ({self.target.total:,} parameters) routers "
-                f"take {self.overhead():,}, and {left:,} are left; rank 1 everywhere takes {cheapest:,}. Raise the "
-                "budget, or make the routers smaller (router_hidden, or router: shared)"
-            )
-        return Target(cheapest + largest_reachable(left - cheapest, list(self.costs.values())), "parameters")
-
-    def uniform_ranks(self, target: Target) -> dict[str, int]:
-        """The uniform allocation of `target`."""
-        caps = {name: matrix.full_rank for name, matrix in self.matrices.items()}
-        return allocate(dict.fromkeys(self.matrices, 1.0), self.costs, target, floor=1, cap=caps)
+        """The budget without what routers cost, in whole ranks."""
+        advice = "make the routers smaller (router_hidden, or router: shared)"
+        return self.left_after(self.overhead(), "routers", advice)
 
     def penalty(self) -> Tensor | None:
         """What the expected share costs, and the fading bonus for gates that are open for a part of the inputs."""
@@ -257,69 +204,24 @@ class ConditionalMethod(Method, ABC):
         """Modules that carry the adapter, in model order."""
         return list(adapted_layers(self.model))
 
+    def deciders(self) -> list[str]:
+        """The modules that carry the adapter."""
+        return self.live()
+
     def parameter_count(self) -> ParameterCount:
         """Everything that is trained but the head, routers and generators included."""
         count = trained_parameters(self.model)
         self.peak = max(getattr(self, "peak", 0), count)
         return ParameterCount(count, self.peak)
 
-    def check_finished(self) -> None:
-        """The share of open gates is within `TOLERANCE` of its target."""
-        if self.measured is None:
-            raise AllocationError(
-                f"{self.config.name} never measured its share of open gates: training stopped before its last step, or "
-                "its hooks were not called: does the trainer have a RankwiseCallback?"
-            )
-        if abs(self.measured - self.tracker.target) > TOLERANCE:
-            raise AllocationError(
-                f"{self.config.name} ended with {self.measured:.1%} of its adapters open, its target is "
-                f"{self.tracker.target:.1%}: gates do not tell inputs apart well enough; train longer or aim elsewhere"
-            )
-
     def state_dict(self) -> dict[str, Tensor]:
-        """Trainable weights, the price, and what was measured."""
-        usage = self.peft.usage or {}
-        memory = {
-            "price": torch.tensor(self.tracker.price, dtype=torch.float64),
-            "step": torch.tensor(self.step),
-            "threshold": torch.tensor(self.peft.threshold, dtype=torch.float64),
-            "measured": torch.tensor([] if self.measured is None else [self.measured], dtype=torch.float64),
-            "usage": torch.tensor(list(usage.values()), dtype=torch.float64),
-            "peak": torch.tensor(self.peak),
-        }
-        return trainable_state(self.model) | {f"rankwise.{key}": value for key, value in memory.items()}
+        """See `DecidingMethod.state_dict`; with the most parameters so far."""
+        return super().state_dict() | {"rankwise.peak": torch.tensor(self.peak)}
 
-    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up weights, price and measurements."""
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(state[name])
-        self.tracker.price = float(state["rankwise.price"])
-        self.step = int(state["rankwise.step"])
-        self.peft.threshold = float(state["rankwise.threshold"])
-        self.measured = next(iter(state["rankwise.measured"].tolist()), None)
-        usage = state["rankwise.usage"].tolist()
-        self.peft.usage = dict(zip(self.live(), usage, strict=True)) if usage else None
+        """See `DecidingMethod.load_state_dict`."""
+        super().load_state_dict(state)
         self.peak = int(state["rankwise.peak"])
-        self.context.recording = self.measured is None
-        self._at(self.step + 1)
-
-    def export(self, directory: Path, form: Form = "compact") -> Path:
-        """Write a checkpoint of our own PEFT type (`compact`), or plain LoRA with average gates (`static`).
-
-        Raises:
-            ConfigError: another form; an adapter that decides per input has none.
-        """
-        self.check_finished()
-        if form == "static":
-            return export_adapter(self.model, self.average_pairs(), directory)
-        if form != "compact":
-            why = NO_MERGE.format(kind=self.config.name)
-            raise ConfigError("export", [Finding("form", f"'{form}' is not possible: {why}")])
-        with new_directory(directory) as folder:
-            self.model.save_pretrained(str(folder), save_embedding_layers=False)  # PEFT would ask the hub about them
-        return directory
 
     def _at(self, step: int) -> None:
         """Set what the layers need to know of training step `step`."""
@@ -329,26 +231,6 @@ class ConditionalMethod(Method, ABC):
         self.context.price = self.tracker.price
         if self.measured is None:
             self.peft.threshold = 1 / (1 + math.exp(-self.tracker.price))
-
-    def _progress(self, step: int) -> float:
-        """0 until the warm-up ends, 1 from the end of the annealing."""
-        first, last = self.tracker.first, self.tracker.last
-        return min(max((step - first) / (last - first), 0.0), 1.0)
-
-
-def sample_size(total_steps: int) -> int:
-    """Examples to measure on: two per optimizer step, 64 to 256, so that measuring costs little beside training."""
-    return min(max(2 * total_steps, 64), MEASURED)
-
-
-def measured_examples(batches: Batches, model: nn.Module, limit: float = math.inf) -> Iterator[tuple[Any, Any]]:
-    """Run `model` on the first `limit` examples or so; yields every batch and what the model returned."""
-    seen = 0
-    for batch in batches():
-        yield batch, model(**batch)
-        seen += len(next(iter(batch.values())))
-        if seen >= limit:
-            return
 
 
 def between(logits: Tensor, share: float) -> float:

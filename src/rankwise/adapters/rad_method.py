@@ -29,14 +29,12 @@ from rankwise.adapters.conditional_method import (
     CLOSE,
     LASTING,
     PASSES,
-    TOLERANCE,
     ConditionalConfig,
     ConditionalMethod,
     between,
-    measured_examples,
-    sample_size,
 )
 from rankwise.adapters.contract import Batches
+from rankwise.adapters.deciding_method import TOLERANCE, measured_examples, sample_size
 from rankwise.adapters.distributed import all_mean
 from rankwise.adapters.pairs import Pair, fold
 from rankwise.allocation.allocate import spent
@@ -268,7 +266,7 @@ class Radlora(ConditionalMethod):
         """See `ConditionalMethod.observe`."""
         return self._observed(batches)[..., 0]
 
-    def average_pairs(self) -> dict[str, Pair]:
+    def static_pairs(self) -> dict[str, Pair]:
         """ΔW = s · Σ_j w̄_j · b_j a_jᵀ with w̄ the average of gate · mask · coefficient over training examples.
 
         Networks write their factors for the average input.

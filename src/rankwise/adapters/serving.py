@@ -123,7 +123,7 @@ def _common(stored: Stored) -> list[str]:
     others = [key for key in stored.shapes if ".lora_" not in key]
     if stored.config.get("modules_to_save") or others:
         named = stored.config.get("modules_to_save") or [others[0]]
-        found.append(f"takes no modules trained whole ({', '.join(named)})")
+        found.append(f"takes no modules trained whole ({', '.join(dict.fromkeys(named))})")
     return found
 
 

@@ -1,8 +1,11 @@
-"""Memory of inference: bytes of weights, exactly, and the peak of a process (or of a GPU) that does nothing else."""
+"""Memory: bytes of weights, exactly, and the peak of a process or of a GPU, in inference and in training."""
 
+import ctypes
+import gc
 import multiprocessing
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -77,6 +80,40 @@ def peak_of_process(load: Callable[[], nn.Module], batches: Sequence[Batch]) -> 
         raise ModelError(f"the process that measures memory failed: {found}")
     peak: Peak = found
     return peak
+
+
+@dataclass
+class Watched:
+    """What `watch_memory` finds.
+
+    Attributes:
+        highest: most bytes that were held at once: by tensors on a GPU, by the process (libraries included) on a CPU.
+            None where the system cannot tell: without a GPU, on anything but Linux.
+    """
+
+    highest: int | None = None
+
+
+@contextmanager
+def watch_memory() -> Iterator[Watched]:
+    """The peak from here to the end of the block, whatever this process did before."""
+    watched = Watched()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        yield watched
+        watched.highest = torch.cuda.max_memory_allocated()
+        return
+    _give_back()
+    idle = _forget_peak()
+    yield watched
+    watched.highest = None if idle is None else _peak()
+
+
+def _give_back() -> None:
+    """What earlier work has freed and the C library keeps would count as held. Linux with glibc only."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _measured(

@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import glob
 import gzip
 import re
 import tempfile
@@ -130,7 +131,12 @@ def _load(path: Path, builder: str, options: Mapping[str, Any]) -> Columns:
     with quiet_datasets(), tempfile.TemporaryDirectory(prefix="rankwise-") as folder:
         try:
             table = datasets.load_dataset(
-                builder, data_files=str(path), split="train", cache_dir=folder, keep_in_memory=True, **options
+                builder,
+                data_files=glob.escape(str(path)),
+                split="train",
+                cache_dir=folder,
+                keep_in_memory=True,
+                **options,
             )
             return {name: table[name][:] for name in table.column_names}
         # `datasets` wraps whatever its parsers raise; the innermost message is the one that says where.

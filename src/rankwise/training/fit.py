@@ -18,6 +18,7 @@ from rankwise.allocation.schedules import in_steps
 from rankwise.errors import ConfigError, Finding
 from rankwise.training.callback import RankEvent, RankwiseCallback
 from rankwise.training.checkpoints import STATE_FILE
+from rankwise.training.tracking import EVERY, NOWHERE, Tracking, check_trackers, conclude, explained, settle_folder
 from rankwise.training.trainer import RankwiseTrainer
 from rankwise.training.watch import Watch, Watcher, predicted
 
@@ -46,6 +47,7 @@ class FitSettings:
     evaluation_batch_size: int
     seed: int
     save_every: int | None = None
+    tracking: Tracking = NOWHERE
 
 
 @dataclass(frozen=True)
@@ -97,16 +99,20 @@ def fit(
 
     Raises:
         TrainingError: the loss is not finite, or trainer and method disagree.
+        ConfigError, MissingPackageError: a tracker that is none, or whose package is missing.
         AllocationError: the method did not do what it promised.
     """
+    check_trackers(settings.tracking.to)
     driver = RankwiseCallback(method, total_steps=settings.total_steps, seed=settings.seed, on_event=on_event)
-    trainer = RankwiseTrainer(
-        method=method,
-        args=training_arguments(settings, work_dir),
-        train_dataset=train,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[driver],
-    )
+    with explained():
+        trainer = RankwiseTrainer(
+            method=method,
+            args=training_arguments(settings, work_dir),
+            train_dataset=train,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            callbacks=[driver],
+        )
+    settle_folder(trainer, settings.tracking)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if on_step is not None:
@@ -120,6 +126,7 @@ def fit(
     logits, references, eval_losses = {}, {}, {}
     for name, data in validation.items():
         logits[name], references[name], eval_losses[name] = predicted(trainer, data)
+    conclude(trainer, settings.tracking, eval_losses)
     return Fitted(seconds, trainer.losses, driver.trace, logits, references, eval_losses)
 
 
@@ -143,7 +150,7 @@ def _complete(folder: Path) -> bool:
 
 
 def training_arguments(settings: FitSettings, work_dir: Path) -> TrainingArguments:
-    """The Trainer's arguments for `settings`; nothing is logged, evaluated or uploaded by the Trainer itself.
+    """The Trainer's arguments for `settings`; the Trainer itself evaluates nothing, and only logs to trackers.
 
     Raises:
         ConfigError: the batch cannot be split evenly over the processes.
@@ -165,10 +172,12 @@ def training_arguments(settings: FitSettings, work_dir: Path) -> TrainingArgumen
         save_strategy="steps" if settings.save_every else "no",
         save_steps=settings.save_every or 500,
         save_total_limit=2,
-        logging_strategy="no",
+        logging_strategy="steps" if settings.tracking.to else "no",
+        logging_steps=EVERY,
+        run_name=settings.tracking.name or None,
         logging_nan_inf_filter=False,
         eval_strategy="no",
-        report_to=[],
+        report_to=list(settings.tracking.to) or "none",
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],

@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from rankwise.adapters.attach import task_type
 from rankwise.adapters.contract import Method
 from rankwise.adapters.distributed import all_mean, world_size
-from rankwise.errors import OutputError, RankwiseError, TrainingError
+from rankwise.errors import DivergedError, OutputError, RankwiseError
 from rankwise.interrupts import check_interrupt
 from rankwise.training.callback import RankwiseCallback
 from rankwise.training.checkpoints import load_method, save_method, whole
@@ -145,9 +145,9 @@ class RankwiseTrainer(Trainer):
         self.state.log_history.append({"step": step, "task_loss": total, "seconds": self.elapsed()})
         if not math.isfinite(total):
             rate = self._get_learning_rate()
-            raise TrainingError(
-                f"the loss is {total} at step {step} (learning rate {rate:.2g}); lower training.learning_rate, "
-                "or set training.max_grad_norm"
+            raise DivergedError(
+                f"{DivergedError.MARK}the loss is {total} at step {step} (learning rate {rate:.2g}); lower "
+                "training.learning_rate, or set training.max_grad_norm"
             )
 
     def get_train_dataloader(self) -> DataLoader[Any]:

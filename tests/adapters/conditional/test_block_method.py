@@ -362,7 +362,7 @@ def test_accumulated_steps_are_one_large_step():
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ({"full_depth": 0.8, "annealing": 0.5}, "full depth has to end before the annealing"),
+        ({"full_depth": 0.8, "annealing": 0.5}, "full_depth has to end before the annealing"),
         ({"temperature": (1.0, 0.0)}, "must be positive"),
     ],
 )

@@ -11,7 +11,8 @@ from torch.optim import AdamW
 
 from rankwise.adapters.attach import ADAPTER, adapted_layers
 from rankwise.adapters.conditional.tuner import ROUTER
-from rankwise.adapters.conditional_method import TOLERANCE, between
+from rankwise.adapters.conditional_method import between
+from rankwise.adapters.deciding_method import TOLERANCE, measured_examples
 from rankwise.allocation.tracking import fair_price
 from rankwise.errors import AllocationError, BudgetError, ConfigError
 from rankwise.training.fit import fit
@@ -239,7 +240,7 @@ def test_budgets_in_ranks_are_ranks():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"warmup": 9}, "warm-up has to end before"),
+        ({"warmup": 9}, "warmup has to end before"),
         ({"annealing": 30}, "annealing"),
         ({"temperature": (1, 0)}, "positive"),
     ],
@@ -247,3 +248,11 @@ def test_budgets_in_ranks_are_ranks():
 def test_settings_that_make_no_sense(fields, words):
     with pytest.raises(ConfigError, match=words):
         build("cogalora", **(FAST | fields))
+
+
+def test_measuring_ends_with_enough_examples():
+    def batches():
+        return ({"x": torch.zeros(8)} for _ in range(5))
+
+    assert len(list(measured_examples(batches, lambda x: x, 10))) == 2
+    assert len(list(measured_examples(batches, lambda x: x))) == 5

@@ -56,6 +56,7 @@ def test_either_order_loads(folder, order):
     assert torch.equal(torch.load(folder / "out.pt"), torch.load(folder / "expected.pt"))
 
 
+@pytest.mark.slow
 def test_without_rankwise_the_error_says_what_to_install(folder):
     done = python(LOAD, folder)
     assert done.returncode == 1

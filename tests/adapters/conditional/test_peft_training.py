@@ -134,7 +134,9 @@ STOCK = {
 }
 
 
-@pytest.mark.parametrize("kind", STOCK)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in ("module", "bank") else pytest.param(kind, marks=pytest.mark.slow) for kind in STOCK]
+)
 def test_stock_trainer_with_the_callback(tmp_path, kind):
     name, fields = STOCK[kind]
     method = build(name, **(FAST | fields))
@@ -155,6 +157,7 @@ def test_stock_trainer_with_the_callback(tmp_path, kind):
     assert resumed.peft.usage == method.peft.usage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_stock_trainer_with_checkpointed_blocks(tmp_path, kind, precision):

@@ -109,6 +109,7 @@ def alive():
     return sum(found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of objects that only looking at them makes warn
 @pytest.mark.parametrize("kind", GENERATED)
 def test_what_is_written_is_gone_after_the_pass(kind):

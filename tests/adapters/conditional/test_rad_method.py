@@ -10,7 +10,8 @@ from tiny import batch, build, logits, settings, tiny_data, tiny_model, tiny_tok
 from rankwise.adapters.attach import ADAPTER, adapted_layers
 from rankwise.adapters.conditional.decisions import decisions_of
 from rankwise.adapters.conditional.rad_hyper import HYPER
-from rankwise.adapters.conditional_method import CLOSE, MEASURED, TOLERANCE
+from rankwise.adapters.conditional_method import CLOSE
+from rankwise.adapters.deciding_method import MEASURED, TOLERANCE
 from rankwise.adapters.methods.radlora import RadloraConfig
 from rankwise.errors import AllocationError, BudgetError, ConfigError
 from rankwise.training.callback import load_method, save_method
@@ -36,7 +37,7 @@ def done(request, tmp_path_factory):
     return trained(tmp_path_factory.mktemp("work"), **KINDS[request.param])
 
 
-@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+@pytest.mark.parametrize("family", ["bert", *(pytest.param(f, marks=pytest.mark.slow) for f in ("llama", "gpt2"))])
 @pytest.mark.parametrize("name", [n if n == "half" else pytest.param(n, marks=pytest.mark.slow) for n in TARGETS])
 def test_both_shares_end_at_their_targets(tmp_path, family, name):
     active, rank = TARGETS[name]
@@ -90,7 +91,7 @@ def test_budgets_that_cannot_be_met(fields, words):
         ({"rank_budget": 0.5}, r"rank_budget: 0.5 has to be below `active` \(0.5\)"),
         ({"rank_budget": 0.05, "r_max": 8}, "rank_budget: 0.05 has to be below"),
         ({"generator_rank": 3}, "belongs to `generator: hyper`"),
-        ({"warmup": 0.9}, "warm-up has to end before"),
+        ({"warmup": 0.9}, "warmup has to end before"),
         ({"temperature": (float("nan"), 1.0)}, "must be positive and finite"),
         ({"depth": "block", "block": {"temperature": (2.0, float("inf"))}}, "must be positive and finite"),
         ({"depth": "block", "active": 0.3}, "method.active: belongs to `depth: module`, and depth is `block`"),
@@ -194,9 +195,12 @@ def test_state_goes_on_where_it_was(done, tmp_path):
     assert (fresh.measured, fresh.measured_rank) == (done.measured, done.measured_rank)
     assert fresh.rank_tracker == done.rank_tracker
     assert fresh.spreads == done.spreads
+    assert not fresh.context.recording  # what is seen in use would be kept for ever
     fresh.check_finished()
-    for name, pair in done.average_pairs().items():
-        assert torch.equal(fresh.average_pairs()[name].b, pair.b)
+    fresh.load_state_dict(done.state_dict() | {"rankwise.peak": torch.tensor(10**9)})
+    assert fresh.parameter_count().peak == 10**9
+    for name, pair in done.static_pairs().items():
+        assert torch.equal(fresh.static_pairs()[name].b, pair.b)
 
 
 def test_static_is_plain_lora_of_average_weights(done, tmp_path):

@@ -19,8 +19,9 @@ from rankwise.adapters.conditional.cogalora import CogaloraPeftConfig
 from rankwise.adapters.conditional.drop import drop_unused, take_off
 from rankwise.adapters.conditional.router import Router, router_cost, stacked_logits
 from rankwise.adapters.conditional.tuner import ROUTER
-from rankwise.adapters.conditional_method import ConditionalConfig, ConditionalMethod, measured_examples, sample_size
+from rankwise.adapters.conditional_method import ConditionalConfig, ConditionalMethod
 from rankwise.adapters.contract import METHODS, Batches, refuse_impossible
+from rankwise.adapters.deciding_method import measured_examples, sample_size
 from rankwise.adapters.distributed import all_mean
 from rankwise.adapters.lora_method import lora_config
 from rankwise.adapters.pairs import Pair, fold
@@ -164,7 +165,7 @@ class Cogalora(ConditionalMethod):
                 parts[name].append(context.seen[name, ADAPTER])
         return self._routed({name: torch.cat(each) for name, each in parts.items()})
 
-    def average_pairs(self) -> dict[str, Pair]:
+    def static_pairs(self) -> dict[str, Pair]:
         """ΔW = ḡ · s · B A with ḡ the share of training examples that open the gate."""
         usage = self.peft.usage or {}
         return {
