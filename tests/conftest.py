@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -31,6 +32,24 @@ def _no_network(monkeypatch):
         return real(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _blank_figures(request):
+    """The page's figures stay empty, which saves seconds per comparison, but in files marked `figures`."""
+    if request.node.get_closest_marker("figures") is not None:
+        yield
+        return
+    from rankwise.experiments.html.pictures import Picture
+
+    real = Picture._figure
+
+    def blank(self):
+        return real(replace(self, draw=lambda figure: figure.subplots().set_axis_off(), drawn=[], texts=[]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Picture, "_figure", blank)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,9 @@ def noop(config, store, output, reporter=None):
     store.add_predictions(record.run_id, "validation", [0, 1, seed % 2], [0, 1, 1])
     store.add_predictions(record.run_id, "extra", [1.0], [float("nan")])
     metrics = {"zeta": MetricValue(seed / 7, 0.1, 3), "alpha": MetricValue(float("nan"), 0.2, 3)}
-    store.finish(replace(record, metrics=metrics, steps=3, train_seconds=0.3, parameters=seed))
+    store.finish(
+        replace(record, metrics=metrics, steps=3, train_seconds=0.3, parameters=seed, costs={"total_rank": seed / 3})
+    )
 
 
 def _tries(output, config):
@@ -56,6 +58,12 @@ def _tries(output, config):
 def once_each(config, store, output, reporter=None):
     """Costs nothing, and counts how often it was done."""
     _tries(output, config)
+    noop(config, store, output, reporter)
+
+
+def unhurried(config, store, output, reporter=None):
+    """Takes long enough for another worker to come by."""
+    time.sleep(0.3)
     noop(config, store, output, reporter)
 
 

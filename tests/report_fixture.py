@@ -73,6 +73,7 @@ def record_of(run, model="minilm"):
         peak_parameters=22_713_216 if arm == "full" else 36_864 * size * (1 + (arm == "glora")),
         metrics={main: MetricValue(value, 0.02, 60), "loss": MetricValue(1 - value, 0.03, 60)},
         train_seconds=20.0 + seed + {"glora": 1.0 + 0.05 * seed, "full": 9.0}.get(arm, 0.0),
+        costs={"peak_memory_bytes": (900.0 + {"full": 300, "glora": 10}.get(arm, 0) + seed) * 2**20},
         steps=150,
         rank_pattern=ranks,
         config=run.config.model_dump(mode="json"),

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from rankwise.experiments.sweep_locks import alive
 from rankwise.experiments.sweep_queue import OUTCOME, Queue
-from rankwise.experiments.sweep_storage import open_storage, quiet_optuna
+from rankwise.experiments.sweep_storage import open_storage, quiet_optuna, storage_at
 
 NAME = "arithmetic"
 WORKER = Path(__file__)
@@ -41,10 +41,10 @@ def start(url, folder, tickets, seconds, *more):
 
 def outcome(url, tickets):
     """Ticket -> (state, x, value) of the attempts that count, and how many attempts there are."""
-    storage = open_storage(url)
-    queue = queue_of(storage, tickets, Path())
-    found = {t: (trial.state.name, trial.params.get("x"), trial.value) for t, trial in queue.results().items()}
-    return found, len(study_of(storage).trials)
+    with storage_at(url) as storage:
+        queue = queue_of(storage, tickets, Path())
+        found = {t: (trial.state.name, trial.params.get("x"), trial.value) for t, trial in queue.results().items()}
+        return found, len(study_of(storage).trials)
 
 
 def wanted(tickets):

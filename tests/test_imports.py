@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,13 @@ LEVELS = {
     "research": 6,
     "cli_options": 7,
     "cli_adapters": 7,
+    "cli_model_options": 7,
     "cli_report": 7,
+    "cli_research": 7,
+    "cli_research_ask": 7,
+    "cli_research_check": 7,
+    "cli_research_papers": 7,
+    "cli_research_run": 7,
     "cli_scale": 7,
     "cli_sweep": 7,
     "cli": 7,
@@ -50,6 +57,7 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path) for path in FILES} | {"rankwise"}
 
 
+@cache
 def imported(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -113,7 +121,27 @@ def test_no_import_cycles():
         ("psycopg", {"experiments/engines/queue_postgres.py"}),
         ("ray", {"experiments/engines/ray.py"}),
         ("submitit", {"experiments/engines/slurm.py"}),
-        ("typer", {"cli.py", "cli_adapters.py", "cli_options.py", "cli_report.py", "cli_scale.py", "cli_sweep.py"}),
+        (
+            "typer",
+            {
+                "cli.py",
+                "cli_adapters.py",
+                "cli_model_options.py",
+                "cli_options.py",
+                "cli_report.py",
+                "cli_research.py",
+                "cli_research_ask.py",
+                "cli_research_check.py",
+                "cli_research_papers.py",
+                "cli_research_run.py",
+                "cli_scale.py",
+                "cli_sweep.py",
+            },
+        ),
+        ("pydantic_ai", {"research/llm.py", "research/llm_wire.py"}),
+        ("openai", {"research/llm_wire.py"}),
+        ("httpx2", {"research/llm_wire.py", "research/papers_online.py"}),
+        ("pypdf", {"research/papers_files.py"}),
         ("starlette", {"experiments/dashboard.py"}),
         ("uvicorn", {"experiments/dashboard_commands.py"}),
         ("jinja2", {"experiments/html/page.py"}),
@@ -145,6 +173,8 @@ def test_no_eval_or_exec_or_unsafe_load():
         "rankwise.experiments.schema",
         "rankwise.experiments.html.writing",
         "rankwise.experiments.dashboard",
+        "rankwise.research.page",
+        "rankwise.research.whole_commands",
     ],
 )
 def test_these_import_no_torch(module):

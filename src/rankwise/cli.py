@@ -12,8 +12,9 @@ import typer
 
 from rankwise import __version__
 from rankwise.cli_adapters import app as adapters_app
-from rankwise.cli_options import Json, Output, StorePath, print_json, show
+from rankwise.cli_options import Json, Output, StorePath, print_json, print_summary, show
 from rankwise.cli_report import app as report_app
+from rankwise.cli_research import app as research_app
 from rankwise.cli_scale import app as scale_app
 from rankwise.cli_sweep import app as sweep_app
 from rankwise.errors import ConfigError, Finding, RankwiseError
@@ -126,13 +127,14 @@ def compare(
     from rankwise.experiments.spreading import How
 
     how = How(engine, workers, cpus, gpus, minutes, retries, address)
+    how.check(dry_run=dry_run)
     if plan is not None:
         _only_for_plans(context)
         from rankwise.experiments import plan_commands
 
         if dry_run:
-            asked = plan_commands.dry_run(plan, profile=profile, store=store, workers=workers or 1, price=price)
-            print_json(asked.data) if as_json else typer.echo(asked.text)
+            asked = plan_commands.dry_run(plan, profile=profile, output=output, store=store, how=how, price=price)
+            print_summary(asked, as_json)
             return
         with _interruptible():
             judged = plan_commands.compare_plan(
@@ -232,9 +234,7 @@ def plan_check(
     from rankwise.experiments.plan_check import check_plan_file
 
     checked = check_plan_file(plan, profile, probe=probe)
-    print_json(checked.data) if as_json else typer.echo(checked.text)
-    if checked.failed:
-        raise typer.Exit(2)
+    print_summary(checked, as_json)
 
 
 app.add_typer(sweep_app)
@@ -242,6 +242,7 @@ app.add_typer(adapters_app)
 app.add_typer(report_app)
 app.add_typer(scale_app)
 app.add_typer(plan_app, name="plan")
+app.add_typer(research_app, name="research")
 app.add_typer(config_app, name="config")
 
 
@@ -272,7 +273,7 @@ def task(
     from rankwise.experiments import commands
 
     summary = commands.task_summary(name, text=text, label=label, validation=validation)
-    print_json(summary.data) if as_json else typer.echo(summary.text)
+    print_summary(summary, as_json)
 
 
 @config_app.command("check", epilog="Example: rankwise config check my-run.yaml training.epochs=2")
@@ -287,9 +288,7 @@ def config_check(
     from rankwise.experiments import commands
 
     checked = commands.check_configs([file], overrides or [])
-    print_json(checked.data) if as_json else typer.echo(checked.text)
-    if checked.failed:
-        raise typer.Exit(2)
+    print_summary(checked, as_json)
 
 
 @config_app.command("import", epilog="Example: rankwise config import record.txt --output configs")
@@ -312,7 +311,9 @@ def main() -> None:
         try:
             app()
         except RankwiseError as error:
-            print(f"rankwise: {error}", file=sys.stderr)
+            from rankwise.research.verbatim import visible  # what is wrong with a file repeats words of it
+
+            print(f"rankwise: {visible(str(error))}", file=sys.stderr)
             raise SystemExit(2) from None
         except BrokenPipeError:
             raise SystemExit(141) from None

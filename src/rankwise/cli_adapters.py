@@ -5,7 +5,20 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli_options import Checkpoint, Json, NewFolder, RunId, RunMethod, RunSeed, print_answer
+from rankwise.cli_options import (
+    BaseModel,
+    Checkpoint,
+    Json,
+    NewFolder,
+    OtherTask,
+    RunId,
+    RunMethod,
+    RunSeed,
+    TaskLabel,
+    TaskText,
+    TaskValidation,
+    print_answer,
+)
 
 app = typer.Typer()
 
@@ -24,9 +37,7 @@ def export(
     run_id: RunId = None,
     method: RunMethod = None,
     seed: RunSeed = None,
-    model: Annotated[
-        str | None, typer.Option(help="Base model, if the checkpoint does not name it, or by another name.")
-    ] = None,
+    model: BaseModel = None,
     push: Annotated[
         str | None,
         typer.Option(metavar="USER/NAME", help="Put it on the Hugging Face hub too, as a private repository."),
@@ -102,9 +113,7 @@ def cost(
     examples: Annotated[int, typer.Option(min=1, help="Number of texts.")] = 64,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes that latency is measured at, with commas.")] = "1,8,32",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in which all variants take turns.")] = 20,
-    model: Annotated[
-        str | None, typer.Option(help="Base model, if the checkpoint does not name it, or by another name.")
-    ] = None,
+    model: BaseModel = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw accuracy against latency into this PNG or SVG file; runs only.")
     ] = None,
@@ -149,13 +158,11 @@ def explain(
     run_id: RunId = None,
     method: RunMethod = None,
     seed: RunSeed = None,
-    task: Annotated[str | None, typer.Option(help="Task, as in `compare --task` (default: the run's own).")] = None,
-    text: Annotated[str | None, typer.Option(help="With --task: text column(s), two with a comma.")] = None,
-    label: Annotated[str | None, typer.Option(help="With --task: label column.")] = None,
-    validation: Annotated[str | None, typer.Option(help="With --task: validation file.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Base model, if the checkpoint does not name it, or by another name.")
-    ] = None,
+    task: OtherTask = None,
+    text: TaskText = None,
+    label: TaskLabel = None,
+    validation: TaskValidation = None,
+    model: BaseModel = None,
     as_json: Json = False,
 ) -> None:
     """Show which inputs open which adapters, for methods that decide per input (`cogalora` and its like).
@@ -171,3 +178,51 @@ def explain(
     choice = Choice(run_id, method, seed)
     options = ExplainOptions(checkpoint, choice, output, split, limit, task, text, label, validation, model)
     print_answer(answer(options), as_json)
+
+
+@app.command(epilog="Example: rankwise distil runs/rte --method cogalora --seed 0 --output exports/plain")
+def distil(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="RUN", help="As in `explain`: something that decides per input, the teacher.")
+    ],
+    output: NewFolder,
+    steps: Annotated[int, typer.Option(help="Optimizer steps; 0 writes what `export --form static` does.")] = 300,
+    batch_size: Annotated[int, typer.Option(help="Training examples per step.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="At the start; it falls to 0.")] = 5e-4,
+    temperature: Annotated[float, typer.Option(help="Softens the teacher's probabilities.")] = 2.0,
+    run_id: RunId = None,
+    method: RunMethod = None,
+    seed: RunSeed = None,
+    task: OtherTask = None,
+    text: TaskText = None,
+    label: TaskLabel = None,
+    validation: TaskValidation = None,
+    model: BaseModel = None,
+    as_json: Json = False,
+) -> None:
+    """Teach a plain LoRA what an adapter that decides per input says, for servers that know nothing else.
+
+    Starts from decisions at their averages and learns the teacher's logits on the training split, without labels.
+    Prints the metric of all three on the evaluation split, which nothing is decided on.
+    """
+    from rankwise.experiments.adapter_source import Choice
+    from rankwise.experiments.distil import DistilOptions
+    from rankwise.experiments.distil import distil as answer
+
+    choice = Choice(run_id, method, seed)
+    how = DistilOptions(
+        checkpoint,
+        output,
+        choice,
+        steps,
+        batch_size,
+        learning_rate,
+        temperature,
+        0,
+        task,
+        text,
+        label,
+        validation,
+        model,
+    )
+    print_answer(answer(how), as_json)

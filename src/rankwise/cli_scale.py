@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli_options import Json, print_json
+from rankwise.cli_options import Json, print_summary
 from rankwise.interrupts import interruptible
 
 app = typer.Typer()
@@ -53,4 +53,4 @@ def worker(
     except KeyboardInterrupt:
         print("rankwise: interrupted; the run goes back into the queue", file=sys.stderr)
         raise typer.Exit(130) from None
-    print_json(made.data) if as_json else typer.echo(made.text)
+    print_summary(made, as_json)

@@ -192,6 +192,7 @@ def test_another_name_for_the_base_model(trained, tmp_path):
 @pytest.mark.parametrize(
     "key", [k if k == "radlora-block" else pytest.param(k, marks=pytest.mark.slow) for k in VARIANTS]
 )
+@pytest.mark.slow
 def test_card_says_what_it_needs_and_its_code_works(trained, tmp_path, key):
     """The code is run in a process of its own, where nothing of rankwise was imported before."""
     method, folder, _ = trained(key)
@@ -360,6 +361,7 @@ def runs(plan, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_comparison_holds_both(plan, runs, capsys):
     content = json.loads((runs / "results.json").read_text())
     entries = {(run["method"], run["seed"]): run for run in content["runs"]}
@@ -399,6 +401,7 @@ def test_a_run_is_exported_with_its_numbers(runs, tmp_path, form, model_folder):
     assert {name: row["rank"] for name, row in inspected["modules"].items()} == record.rank_pattern
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path, model_folder, data_file):
     """Stopped at step 17 of 30, states saved every 5: all that comes of it is as of an unbroken run."""
     from rankwise.experiments import runner

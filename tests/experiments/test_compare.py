@@ -11,6 +11,7 @@ import pytest
 from rankwise.errors import BudgetError, ConfigError, DataError, ModelError, OutputError, StoreError, TrainingError
 from rankwise.experiments import runner
 from rankwise.experiments.commands import CompareOptions, compare, parse_seeds, report
+from rankwise.experiments.plan_commands import verdict
 from rankwise.experiments.store import Store
 
 
@@ -102,6 +103,7 @@ def test_uniform_against_uniform_is_identical(options, tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_another_comparison_in_the_folder_is_refused_and_shared_through_the_store(options, tmp_path):
     go(options(), tmp_path / "out")
     before = (tmp_path / "out/results.json").read_bytes()
@@ -114,11 +116,33 @@ def test_another_comparison_in_the_folder_is_refused_and_shared_through_the_stor
         assert (tmp_path / "more" / entry["checkpoint"]).is_dir()
 
 
+@pytest.mark.slow
 def test_folder_without_a_finished_run_is_free(options, tmp_path):
     """A typing mistake must not spoil the folder for the corrected command."""
     with pytest.raises(DataError):
         go(options(label="verdictt"), tmp_path / "out")
     assert len(go(options(), tmp_path / "out").content["runs"]) == 4
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_mistaken_command_does_not_stay(options, tmp_path):
+    with pytest.raises(DataError):
+        go(options(label="verdictt"), tmp_path / "out")
+    go(options(), tmp_path / "out")
+    assert "verdictt" not in (tmp_path / "out/plan.yaml").read_text()
+    (claim,) = verdict(tmp_path / "out", profile=None, output=None, store=None).content["verdicts"]
+    assert claim["missing"] == []
+    assert not claim["post_hoc"]
+
+
+def test_the_plan_of_a_mistaken_command_stays_if_it_was_edited(options, tmp_path):
+    with pytest.raises(DataError):
+        go(options(label="verdictt"), tmp_path / "out")
+    file = tmp_path / "out/plan.yaml"
+    file.write_text(file.read_text().replace("max_steps: 6", "max_steps: 7"))
+    with pytest.raises(OutputError, match="of another comparison and was edited"):
+        go(options(), tmp_path / "out")
+    assert "max_steps: 7" in file.read_text()
 
 
 def test_foreign_folder_is_left_alone(options, tmp_path):
@@ -129,6 +153,7 @@ def test_foreign_folder_is_left_alone(options, tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_report_is_rebuilt_from_the_store_without_torch(options, tmp_path):
     made = go(options(), tmp_path / "out")
     for name in ("results.json", "ranks.png"):
@@ -145,6 +170,7 @@ def test_report_is_rebuilt_from_the_store_without_torch(options, tmp_path):
     assert (tmp_path / "out/ranks.png").is_file()
 
 
+@pytest.mark.slow
 def test_lost_checkpoint_is_named(options, tmp_path):
     go(options(), tmp_path / "out")
     shutil.rmtree(tmp_path / "out/checkpoints")
@@ -191,6 +217,24 @@ def test_diverged_run_is_failed_with_advice_and_can_be_done_again(options, tmp_p
     assert "the loss is" in record.error
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_too_little_memory_for_one_run_is_said_and_the_others_are_done(options, tmp_path, monkeypatch, error):
+    real = runner._train
+
+    def train(config, *rest):
+        if config.method.name == "glora":
+            raise error
+        return real(config, *rest)
+
+    monkeypatch.setattr(runner, "_train", train)
+    with pytest.raises(TrainingError, match=r"1 of 2 runs failed.*\n  glora.* ran out of memory; lower training"):
+        go(options(methods="glora,lora", seeds="0,", steps=2), tmp_path / "out")
+    with Store(tmp_path / "out/store.sqlite") as store:
+        assert {r.method: r.status for r in store.runs()} == {"glora": "failed", "lora": "completed"}
+
+
 def test_full_disk_is_one_message(options, tmp_path, monkeypatch):
     from rankwise.adapters import export
 
@@ -231,6 +275,7 @@ def test_impossible_steps_are_refused_before_anything_is_trained(options, tmp_pa
     assert {finding.path.split(":")[0] for finding in caught.value.findings} == {"peft_adalora", "glora"}
 
 
+@pytest.mark.slow
 def test_runs_of_different_versions_are_noted(options, tmp_path, monkeypatch):
     go(options(methods="lora"), tmp_path / "out")
     monkeypatch.setattr(runner, "code_state", lambda: "other")
@@ -238,6 +283,7 @@ def test_runs_of_different_versions_are_noted(options, tmp_path, monkeypatch):
     assert "different versions" in made.content["comparisons"][0]["note"]
 
 
+@pytest.mark.slow
 def test_changed_data_under_the_same_name_is_refused(options, tmp_path, data_file):
     """The run id covers the config; a finished run of other examples must not be passed off as this one."""
     data = tmp_path / "d.csv"
@@ -250,6 +296,7 @@ def test_changed_data_under_the_same_name_is_refused(options, tmp_path, data_fil
         go(options(task=str(data)), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_half_copied_checkpoint_is_copied_again(options, tmp_path):
     go(options(), tmp_path / "out")
     again = go(options(), tmp_path / "more", store=tmp_path / "out/store.sqlite")
@@ -270,6 +317,7 @@ def test_report_without_its_store(options, tmp_path):
     assert not (tmp_path / "out/store.sqlite").exists()
 
 
+@pytest.mark.slow
 def test_real_file_size_limit_is_one_message(options, tmp_path):
     """What safetensors raises on a full disk is no OSError."""
     code = (

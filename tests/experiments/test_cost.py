@@ -166,7 +166,9 @@ def test_static_run_is_its_own_lora_and_full_run_its_own_base(runs, no_processes
     [
         (LoraConfig(r=3, rank_pattern={"value": 9}, target_modules=TARGETS), 4),
         (LoraConfig(r=3, target_modules=TARGETS, use_dora=True), 6),
-        (IA3Config(target_modules=TARGETS, feedforward_modules=["intermediate.dense"]), 3),
+        pytest.param(
+            IA3Config(target_modules=TARGETS, feedforward_modules=["intermediate.dense"]), 3, marks=pytest.mark.slow
+        ),
     ],
     ids=["lora", "dora", "ia3"],
 )

@@ -31,6 +31,8 @@ pytest.importorskip("starlette", reason="the dashboard's web server is in the ex
 pytest.importorskip("uvicorn", reason="the dashboard's web server is in the extra `dashboard`")
 from rankwise.experiments.dashboard import Live, app_of
 
+pytestmark = pytest.mark.figures
+
 
 def ask(app, path, *, host="127.0.0.1:8050", method="GET"):
     """Status, headers and body of a request, as a server would pass it on."""

@@ -21,6 +21,7 @@ from rankwise.adapters.attach import ADAPTER
 from rankwise.adapters.conditional import CogaloraPeftConfig
 from rankwise.adapters.conditional.block_tuner import RadBlockPeftConfig
 from rankwise.adapters.conditional.decisions import decisions_of
+from rankwise.adapters.conditional.rad_config import RadloraPeftConfig
 from rankwise.adapters.conditional.tuner import ROUTER
 from rankwise.errors import ConfigError, DataError, ModelError, OutputError
 from rankwise.experiments import explain as explaining
@@ -401,6 +402,21 @@ def test_wrong_use(runs, tmp_path, changes, error, message):
     with pytest.raises(error, match=f"(?s){message}"):
         explain(ExplainOptions(**given))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_remembered_decisions_are_counted(tmp_path, model_folder):
+    rows = [[f"{WORDS[i % 6]} {WORDS[7]}", "ab"[i % 2]] for i in range(200)]  # 6 texts, again and again
+    task = write(tmp_path / "again.csv", ["text", "label"], rows)
+    config = RadloraPeftConfig(r=2, target_modules=["query", "intermediate.dense"], cache=100)
+    folder = untrained(tmp_path / "checkpoint", model_folder, config)
+    options = {"source": str(folder), "task": str(task), "split": "train", "model": str(model_folder)}
+    answer = explain(ExplainOptions(output=tmp_path / "out", **options))
+    examples = answer.data["examples"]
+    hits = examples - 64  # all but the first batch
+    assert answer.data["cache"] == {
+        "hits": hits, "lookups": examples, "entries": 6, "size": 100, "rate": hits / examples
+    }  # fmt: skip
+    assert any(line.startswith(f"remembered decisions: {hits} of {examples} examples") for line in answer.lines)
 
 
 def test_a_checkpoint_alone_does_not_know_its_task(runs, tmp_path, model_folder):

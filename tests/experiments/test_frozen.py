@@ -1,6 +1,8 @@
 """What is frozen when the first run begins, what counts as a claim of its own, and what was there before."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -77,7 +79,9 @@ def test_frozen_plans_come_back_whole(tmp_path):
         made = freeze(folder, plan(name, profiles={"smoke": PLAN["profiles"]["smoke"]} if name else {}), ())
         again = read_frozen(folder)
         assert (again.plan.config, again.plan.profile, again.late) == (made.plan.config, name, ())
-        assert again.plan.runs == made.plan.runs
+        assert [vars(r) | {"config": r.config.canonical()} for r in again.plan.runs] == [
+            vars(r) | {"config": r.config.canonical()} for r in made.plan.runs
+        ]
 
 
 def test_a_second_freeze_changes_nothing(tmp_path):
@@ -149,3 +153,26 @@ def test_a_comparison_from_flags_is_a_plan_with_the_same_runs(tmp_path):
     made = load_plan(tmp_path / "plan.yaml")
     assert {run.config.run_id for run in made.runs} == {config.run_id for config in flags.configs()}
     assert [(claim.arm, claim.reference) for claim in made.config.claims] == [("full", "lora"), ("glora", "lora")]
+
+
+def test_a_frozen_plan_is_read_without_torch_and_has_the_runs_it_had(tmp_path):
+    arms = {
+        "lora": "lora",
+        "glora": {"method": {"name": "glora", "warmup": 0.3}, "training": {"epochs": 1}, "reason": "a test"},
+        "full": "full",
+        "block": {"method": {"name": "radlora", "depth": "block"}},
+        "twin": "lora",
+    }
+    tuning = {"learning_rates": [1e-4, 1e-3]}
+    settings = {"protocol": {"tuning": tuning}, "evaluation": {"metrics": ["accuracy", "f1"]}}
+    frozen = plan(arms=arms, tasks=["glue/rte"], claims=[CLAIM], **settings)
+    freeze(tmp_path, frozen, ())
+    wanted = [(run.arm, run.budget, run.config.run_id) for run in frozen.runs]
+    assert [(r.arm, r.budget, r.config.run_id) for r in read_frozen(tmp_path).plan.runs] == wanted
+    code = (
+        "import sys, pathlib; from rankwise.experiments.frozen import read_frozen; from rankwise.experiments.tuning "
+        "import tune; plan = read_frozen(pathlib.Path(sys.argv[1])).plan; print(len(plan.runs), "
+        "[m for m in ('torch', 'transformers', 'peft', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split(maxsplit=1) == [str(len(wanted)), "[]\n"]

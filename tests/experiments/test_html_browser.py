@@ -19,7 +19,7 @@ from report_fixture import fill, plan, record_of, report_of, save, write_folder
 from rankwise.experiments.html.writing import write_html
 from rankwise.experiments.store import Store
 
-pytestmark = [pytest.mark.slow, needs_chromium]
+pytestmark = [pytest.mark.slow, pytest.mark.figures, needs_chromium]
 SIZES = [(360, 800), (1280, 900)]
 
 

@@ -1,8 +1,10 @@
 """Figures of the page: what is computed for them, and that the inline form follows the page and carries no harm."""
 
+import math
 import re
 import struct
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +16,11 @@ from rankwise.experiments.html.draw_metric import _once, draw_metric, pareto_fro
 from rankwise.experiments.html.draw_ranks import MOST, draw_rank_maps, mean_ranks
 from rankwise.experiments.html.groups import groups_of
 from rankwise.experiments.html.inputs import ReportRun, TuningRow
-from rankwise.experiments.html.pictures import COLOURS, INK, Picture, legend, style
+from rankwise.experiments.html.pictures import COLOURS, INK, Picture, legend, line, look, style
 from rankwise.experiments.module_grid import module_grid
 from rankwise.experiments.verdicts import verdicts
+
+pytestmark = pytest.mark.figures
 
 
 def test_pareto_front():
@@ -75,9 +79,20 @@ def test_many_rank_maps_are_averaged_over_tasks():
     assert "and 4 tasks" in maps[0].caption
 
 
-def groups_of_other_tasks():
-    from dataclasses import replace
+def test_arms_with_the_same_ranks_share_a_map():
+    runs = [ReportRun(record_of(run), run.arm, run.budget) for run in plan().runs]
+    runs += [replace(run, arm="same") for run in runs if run.arm == "lora"]
+    own = groups_of([run for run in runs if run.record.task == "glue/rte" and run.budget == "r=4"])
+    assert [picture.title.partition(" (")[0] for picture in draw_rank_maps(own)] == ["lora, same", "glora", "random"]
 
+
+def test_no_two_arms_look_the_same_in_a_figure():
+    arms = [f"arm{i}" for i in range(20)]
+    assert len(set(look(arms).values())) == 20
+    assert len({(look(arms)[arm][0], line(arms, arm)) for arm in arms}) == 20
+
+
+def groups_of_other_tasks():
     runs = [ReportRun(record_of(run), run.arm, run.budget) for run in plan().runs]
     runs = [replace(run, record=replace(run.record, task=f"{run.record.task}2")) for run in runs]
     return groups_of(runs)
@@ -146,7 +161,8 @@ def test_claims_are_drawn_with_everything_in_view():
 def test_tuning_shows_which_arms_were_searched_and_what_was_chosen():
     rows = [TuningRow("lora", "t", "r=4", rate, 0.5 + rate, rate == 0.01) for rate in (0.001, 0.01)]
     rows += [TuningRow("glora", "t", "r=4", 0.001, float("nan"), False)]
-    (picture,) = draw_tuning(rows, ["full", "lora", "glora"])
+    failed = [replace(rows[0], task="none worked", value=math.nan)]
+    (picture,) = draw_tuning([*rows, *failed], ["full", "lora", "glora"])
     assert picture.alt == "Chosen learning rates and numbers of trials: lora: 0.01 of 2."
     text = picture.inline()
     assert "lora" in text

@@ -24,6 +24,8 @@ from rankwise.experiments.statistics import compare_arms
 from rankwise.experiments.store import Store
 from rankwise.tasks.base import MetricValue
 
+pytestmark = pytest.mark.figures
+
 VOID = {"meta", "link", "br", "img", "hr", "input", "use", "path", "rect"}
 SECTIONS = ["differences", "metric", "ranks", "learning", "costs", "tuning", "runs", "environment"]
 
@@ -224,11 +226,48 @@ def test_what_is_missing_is_said(made):
         "No run recorded its environment.",
     ):
         assert sentence in read.text
+    assert next(part for part in nothing.parts if part.id == "environment").folded == ()
     parts = {part.id: part for part in made[3].parts}
     assert "Not tuned: full." in parts["tuning"].missing
     assert "No ranks were recorded for full" in parts["ranks"].missing
-    assert "Memory is not in the store" in parts["costs"].missing
+    assert parts["costs"].missing == ""
     assert planned.config.arms.keys() == {"lora", "glora", "random", "full"}
+
+
+def test_memory_is_drawn_where_runs_say_it(made):
+    _, report, store, page, _ = made
+    (part,) = [part for part in page.parts if part.id == "costs"]
+    drawn = {picture.name: picture.alt for picture in part.pictures if picture.name.startswith("memory-")}
+    assert drawn.keys() == {"memory-glue-rte", "memory-glue-cola"}
+    assert "lora r=4: 901 MiB (n = 3 runs)" in drawn["memory-glue-rte"]
+    assert "glora r=8: 911 MiB (n = 3 runs)" in drawn["memory-glue-rte"]
+    told = {picture.name.split("-")[0]: picture.caption for picture in part.pictures}
+    assert told["memory"].endswith("The table “Counted when training was done” has the numbers.")
+    assert "peak_memory_bytes" in {row[3] for row in part.folded[0].rows}
+    assert told["time"].endswith("The table below has the numbers.")
+    runs = tuple(replace(run, record=replace(run.record, costs={})) for run in report.runs)
+    (bare,) = [part for part in build_page(replace(report, runs=runs), store).parts if part.id == "costs"]
+    assert not any(picture.name.startswith("memory-") for picture in bare.pictures)
+    assert "No run says how much memory it took" in bare.missing
+
+
+def test_what_claims_are_about_is_drawn_and_what_was_counted_is_in_a_table(made):
+    """`premise` and other numbers that are no metrics of the task: a claim's card alone would be all there is."""
+    planned, report, store, page, _ = made
+    runs = tuple(
+        replace(run, record=replace(run.record, costs={"premise": 0.1 * run.record.seed - 0.1, "total_rank": 144.0}))
+        for run in report.runs
+    )
+    verdict = replace(report.verdicts[0], claim=planned.config.claims[0].model_copy(update={"metric": "premise"}))
+    parts = {p.id: p for p in build_page(replace(report, runs=runs, verdicts=(verdict,)), store).parts}
+    first = parts["metric"].pictures[0]
+    assert first.name == "premise-glue-rte"
+    assert "glora r=4: 0.0000 (n = 3 runs)" in first.alt
+    assert first.inline().startswith("<svg")
+    (counted,) = parts["costs"].folded
+    assert ("glue/rte", "r=4", "glora", "premise", pytest.approx(0.0), pytest.approx(0.1 / 3**0.5), 3) in counted.rows
+    assert not any("rank" in picture.name for picture in parts["costs"].pictures)  # no claim is about it
+    assert "premise" not in " ".join(picture.name for part in page.parts for picture in part.pictures)
 
 
 def test_runs_without_predictions_are_compared_over_seeds_and_it_is_said(tmp_path):

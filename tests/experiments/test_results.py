@@ -33,6 +33,7 @@ def run(method, seed=0, value=0.8, seconds=60.0, **changes):
         "metrics": {"accuracy": MetricValue(value, 0.013, 1000), "f1": MetricValue(0.5, 0.01, 1000)},
         "train_seconds": seconds,
         "rank_pattern": {"encoder.layer.0.output.dense": 4},
+        "costs": {},
         "checkpoint": f"{method}-{seed}",
         **changes,
     }
@@ -70,6 +71,7 @@ def test_results_come_back_as_written(tmp_path):
         },
         "train_seconds": 90.0,
         "rank_pattern": {"encoder.layer.0.output.dense": 4},
+        "costs": {},
         "checkpoint": "peft_adalora-0",
     }
     assert content["comparisons"][0] == {

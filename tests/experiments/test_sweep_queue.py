@@ -7,12 +7,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 from sweeping import WORKER, killed_and_gone_on, outcome, queue_of, start, wanted
 
 from rankwise.errors import ConfigError, StoreError
 from rankwise.experiments.sweep_locks import alive, is_dead, locked
 from rankwise.experiments.sweep_queue import MOST_DEATHS, OUTCOME, STOPPED
-from rankwise.experiments.sweep_storage import open_storage, shown_url, storage_url
+from rankwise.experiments.sweep_storage import open_storage, shown_url, storage_at, storage_url
 
 
 @pytest.fixture
@@ -84,6 +85,37 @@ def test_attempts_entered_twice_count_once(url, tmp_path):
     assert [len(found) for found in queue.attempts().values()] == [2, 2, 2]
     assert [claimed(queue).ticket for _ in range(3)] == [0, 1, 2]
     assert queue.claim() is None
+
+
+def test_no_connection_stays_open(url, tmp_path):
+    with storage_at(url) as storage:
+        claim = claimed(queue_of(storage, 1, tmp_path))
+        assert claim.ticket == 0
+        used = storage.engine.pool
+        assert used.checkedin() + used.checkedout() > 0
+    assert used.checkedin() + used.checkedout() == 0
+
+
+def test_a_trial_is_taken_once_however_close_two_workers_are(url, tmp_path):
+    """The second worker comes between the first one's look at the trial and its claim."""
+    mine, theirs = open_storage(url), open_storage(url)
+    first, second = (queue_of(storage, 1, tmp_path / name) for storage, name in ((mine, "a"), (theirs, "b")))
+    claims, others = [], []
+    second.finished()  # has entered nothing; its connection is open
+
+    def come_between(connection, cursor, statement, *rest):
+        if "datetime_start" in statement and statement.startswith("UPDATE") and not others:
+            others.append(threading.Thread(target=lambda: claims.append(second.claim())))
+            others[0].start()
+            others[0].join(1.5)
+
+    event.listen(mine.engine, "before_cursor_execute", come_between)
+    claims.append(first.claim())
+    others[0].join()
+    assert sorted(claim is None for claim in claims) == [False, True]
+    for storage in (mine, theirs):
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def test_more_trials_later(url, tmp_path):
@@ -188,3 +220,17 @@ def test_storages(tmp_path):
     (tmp_path / "file").write_text("no database, but long enough to be told from an empty file")
     with pytest.raises(StoreError, match="not a database"):
         open_storage(storage_url(str(tmp_path / "file"), tmp_path))
+
+
+def test_a_heart_that_stops_leaves_no_session(url, tmp_path, monkeypatch):
+    with storage_at(url) as storage:
+        monkeypatch.setattr(storage, "get_heartbeat_interval", lambda: 0.01)
+        claim = claimed(queue_of(storage, 1, tmp_path))
+        queue, beats, left = queue_of(storage, 1, tmp_path), threading.Event(), []
+        real, gone = storage.record_heartbeat, storage.remove_session
+        monkeypatch.setattr(storage, "record_heartbeat", lambda number: (real(number), beats.set()))
+        monkeypatch.setattr(storage, "remove_session", lambda: (gone(), left.append(threading.current_thread())))
+        with queue.heartbeat(claim):
+            assert beats.wait(10)
+        assert threading.main_thread() not in left
+        assert len(left) == 1

@@ -11,7 +11,7 @@ from rankwise.experiments.plan_runs import plan_of
 from rankwise.experiments.records import RunRecord
 from rankwise.experiments.runner import new_record, run
 from rankwise.experiments.store import Store
-from rankwise.experiments.tuning import MOST_EXTENSIONS, trials, tune, tuned
+from rankwise.experiments.tuning import MOST_EXTENSIONS, every_run, trials, tune, tuned
 from rankwise.tasks.base import MetricValue
 
 GRID = [0.001, 0.003, 0.009]
@@ -201,3 +201,19 @@ def test_a_real_search_and_nothing_is_paid_for_twice(tmp_path, model_folder, dat
         new_record(trials(real)[0].config).environment["inputs"]
         != new_record(real.runs[0].config).environment["inputs"]
     )
+
+
+def test_what_a_plan_takes_is_its_trials_and_its_runs_each_once():
+    """Full fine-tuning is the same at both budgets."""
+    takes = every_run(plan())
+    assert len({config.run_id for config in takes}) == len(takes)
+    searched = [config for config in takes if config.evaluation.holdout is not None]
+    assert (len(searched), len(takes) - len(searched)) == ((2 * 2 + 1) * 2 * 3, (2 * 2 + 1) * 2 * 2)
+    assert takes[: len(searched)] == searched
+
+
+def test_a_plans_cost_is_that_of_all_it_takes(monkeypatch):
+    from rankwise.experiments import plan_model
+
+    monkeypatch.setattr(plan_model, "pace_of", lambda config: plan_model.Pace(step=1.0, batch=0.0, modules=1))
+    assert plan_model.seconds_of(plan()) == {"glue/rte": 25 * 40, "glue/sst2": 25 * 40}

@@ -1,6 +1,7 @@
 """Verdicts from records that were written by hand: which runs count, which word comes out, what Holm changes."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -230,3 +231,65 @@ def test_every_cell_counts_the_same_at_several_budgets():
                       + 0.0001 * run.config.seed * (run.arm == "glora"))  # fmt: skip
     assert found.result.tasks == 2
     assert found.result.estimate == pytest.approx(0.02 + 0.0002)
+
+
+# --- what is counted when a run is done -------------------------------------------------------------------------------
+
+
+def counted(planned, costs, **how):
+    found = {name: replace(record, costs=costs(record)) for name, record in records(planned, **how).items()}
+    return verdicts(planned.config, planned.runs, found)
+
+
+def test_flops_are_compared_as_ratios_and_without_noise():
+    bound = {"kind": "bound", "metric": "inference_flops", "at_most": 0.45}
+    (found,) = counted(plan(bound), lambda run: {"inference_flops": 5.05e8 if run.method == "glora" else 5e8})
+    assert (found.word, found.result.estimate) == ("refuted", pytest.approx(1.01))
+    (found,) = counted(plan(bound), lambda run: {"inference_flops": 2e8 if run.method == "glora" else 5e8})
+    assert (found.word, found.result.estimate) == ("supported", pytest.approx(0.4))
+
+
+def test_premise_is_compared_as_a_difference_and_more_is_better():
+    claim = {"metric": "premise", "effect": 0.3}
+
+    def costs(run, better="glora"):
+        return {"premise": (0.6 if run.method == better else 0.0) + 0.01 * (run.seed % 3)}
+
+    planned = plan(claim, evaluation={"premise": True})
+    (found,) = counted(planned, lambda run: costs(run) | {"x": run.seed} | {"premise": costs(run)["premise"]})
+    assert found.result.estimate == pytest.approx(0.6)
+    assert found.result.scale == "difference"
+    (worse,) = counted(planned, lambda run: costs(run, "lora"))
+    assert worse.result.estimate == pytest.approx(-0.6)
+    assert worse.word != "supported"
+
+
+@pytest.mark.parametrize("costs", [{}, {"active_share": 0.0}, {"active_share": math.nan}])
+def test_runs_without_the_number_leave_a_claim_untested(costs):
+    claim = {"kind": "bound", "metric": "active_share", "at_most": 0.25}
+    (found,) = counted(plan(claim), lambda run: {"active_share": 1.0} if run.method == "lora" else costs)
+    assert found.word == "not tested"
+    assert found.settle == "10 of 20 runs have no active_share (glora-glue-rte-s0-" + found.settle.split("s0-")[1]
+
+
+@pytest.mark.parametrize(
+    ("claim", "how", "said"),
+    [
+        ({}, {"score": lambda run: math.nan if run.arm == "glora" else 0.5}, "main metric that is a number"),
+        ({"metric": "f1"}, {"score": lambda run: math.inf if run.arm == "glora" else 0.5}, "f1"),
+        ({"metric": "mse"}, {}, "mse"),
+        ({"metric": "train_seconds"}, {"seconds": lambda run: math.nan if run.arm == "glora" else 1}, "train_seconds"),
+        (
+            {"metric": "parameters", "kind": "bound", "at_most": 1},
+            {"parameters": lambda run: 0 if run.arm == "glora" else 1000},
+            "parameters",
+        ),
+    ],
+)
+def test_a_number_that_is_none_leaves_its_claim_untested_and_the_others_judged(claim, how, said):
+    other = {"id": "D", "kind": "bound", "metric": "peak_parameters", "at_most": 3, "arm": "lora", "reference": "glora"}
+    planned = plan(claim, other if said != "parameters" else {"id": "D"})
+    found, sound = judged(planned, **how)
+    assert found.word == "not tested"
+    assert f" of 20 runs have no {said} (" in found.settle
+    assert sound.word == "supported"

@@ -74,6 +74,7 @@ class CardFacts:
         truncated: what a truncation before this export did, in one sentence.
         where: what `from_pretrained` takes: the name on the hub, or a placeholder.
         deciding: what decides per input, if something does.
+        taught: what a distillation did after decisions were averaged, in one sentence without its full stop.
     """
 
     form: Form
@@ -87,6 +88,7 @@ class CardFacts:
     truncated: str | None = None
     where: str = "path/to/this/folder"
     deciding: Deciding | None = None
+    taught: str | None = None
 
     @property
     def averaged(self) -> bool:
@@ -202,7 +204,8 @@ def _decisions(deciding: Deciding, facts: CardFacts) -> str:
                 if deciding.what == "modules"
                 else "full depth"
             )
-            + ". It is another model than the one that was trained: measure it before it is used.\n"
+            + f". {f'{facts.taught}. ' if facts.taught else ''}"
+            + "It is another model than the one that was trained: measure it before it is used.\n"
         )
     shares = list(deciding.usage.values())
     text = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from rankwise.errors import BudgetError, ConfigError, Finding, StoreError
+from rankwise.errors import BudgetError, ConfigError, Finding, OutputError, StoreError
 from rankwise.experiments import compare as comparing
 from rankwise.experiments import config as configs
 from rankwise.experiments.frozen import FROZEN
@@ -254,15 +254,29 @@ def _open(folder: Path, store: Path | None, runs: Sequence[RunConfig], command: 
 
 
 def _keep_plan(plan: comparing.Comparing, runs: Sequence[RunConfig], store: Store, folder: Path) -> None:
-    """Write `plan.yaml`, which a person may go on with, and freeze its claims."""
-    from rankwise.experiments.frozen import freeze
+    """Write `plan.yaml`, which a person may go on with, and freeze its claims.
+
+    Those of an earlier command here that never finished a run are replaced.
+
+    Raises:
+        OutputError: such a `plan.yaml` was edited.
+    """
+    from rankwise.experiments.frozen import freeze, read_frozen
     from rankwise.experiments.plan_runs import load_plan
     from rankwise.experiments.plan_text import plan_text
 
     file = folder / PLAN_FILE
-    if not file.is_file():
-        write_atomically(file, plan_text(plan, _folder_name(plan, runs)).encode())
-        freeze(folder, load_plan(file), store.completed())
+    if file.is_file() and (folder / FROZEN).is_file():
+        earlier = read_frozen(folder).plan
+        if {run.config.run_id for run in earlier.runs} == {config.run_id for config in runs}:
+            return
+        if load_plan(file).config.model_dump(exclude={"profiles"}) != earlier.config.model_dump(exclude={"profiles"}):
+            raise OutputError(
+                f"{file} is of another comparison and was edited; move it away or choose another --output"
+            )
+        (folder / FROZEN).unlink()
+    write_atomically(file, plan_text(plan, _folder_name(plan, runs)).encode())
+    freeze(folder, load_plan(file), store.completed())
 
 
 def _folder_name(plan: comparing.Comparing, runs: Sequence[RunConfig]) -> str:

@@ -2,19 +2,30 @@
 
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from rankwise.errors import ConfigError, Finding, OutputError
+from rankwise.errors import (
+    AllocationError,
+    ConfigError,
+    DivergedError,
+    Finding,
+    OutputError,
+    RankwiseError,
+    TrainingError,
+)
 from rankwise.experiments.progress import Reporter
 from rankwise.experiments.results import write_atomically
 from rankwise.experiments.runner import CHECKPOINTS, assist, data_of, run, total_steps
 from rankwise.experiments.schema import ModelConfig, RunConfig, TrainingConfig, method_registry
 from rankwise.experiments.store import Store
+from rankwise.experiments.sweep_locks import locked, locks_of
 from rankwise.tasks.base import TaskConfig
 
 PLAN = "comparison.json"
@@ -81,19 +92,86 @@ def run_all(configs: Sequence[RunConfig], store: Store, output: Path, reporter: 
     """Do the missing ones of these runs; returns the run ids in order. Finished runs survive any interruption.
 
     Raises:
-        RankwiseError: a config, data, model or output problem; what is done stays in the store.
+        TrainingError: runs failed by themselves; the others were done all the same. A single run raises its own error.
+        RankwiseError: a config, data, model or output problem, which ends everything at once.
     """
     refuse_impossible(configs)
+    failed: dict[str, str] = {}
     for config in configs:
-        run(config, store, output, reporter)
+        try:
+            with _alone(config, store):
+                run(config, store, output, reporter)
+        except RankwiseError as error:
+            if len(configs) == 1 or not isinstance(error, _survived()):
+                raise
+            failed[config.run_id] = str(error)
+            reporter.skip(f"{config.method.name}, seed {config.seed}: failed: {error}")
+    refuse_failed(failed, len(configs))
     return [config.run_id for config in configs]
+
+
+@contextmanager
+def _alone(config: RunConfig, store: Store) -> Iterator[None]:
+    """Keep other commands with this store from doing the same run at the same time; they find it done."""
+
+    def say() -> None:
+        print(f"rankwise: another command is doing {config.run_id}; this one waits for it", file=sys.stderr)
+
+    folder = locks_of(store.path)
+    try:
+        with locked(folder, config.run_id, busy=say, tidy=True):
+            yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # unless others have locks in it; the last one finds it empty
+
+
+def refuse_failed(failed: Mapping[str, str], of: int) -> None:
+    """Say which runs failed, and why.
+
+    Raises:
+        TrainingError: there are such runs.
+    """
+    if failed:
+        listed = "".join(f"\n  {run_id}: {reason}" for run_id, reason in failed.items())
+        raise TrainingError(
+            f"{len(failed)} of {of} runs failed; the others are kept, and the same command tries the failed ones "
+            f"again:{listed}"
+        )
+
+
+def _survived() -> tuple[type[RankwiseError], ...]:
+    """What one run can fail with while others go well; not a budget that cannot be met, which is wrong use.
+
+    Of several processes, only what all of them raise together.
+    """
+    from rankwise.adapters.distributed import world_size
+
+    return (TrainingError, AllocationError) if world_size() == 1 else (DivergedError,)
+
+
+def lead(configs: Sequence[RunConfig] | None) -> None:
+    """Tell the processes that `follow` which runs come next; None: there are no more."""
+    from rankwise.adapters.distributed import broadcast_object
+
+    broadcast_object(None if configs is None else [config.canonical() for config in configs])
+
+
+def follow(output: Path) -> None:
+    """What every process but the first does where only that one knows which runs come next (rates are tuned, say)."""
+    from rankwise.adapters.distributed import broadcast_object
+
+    led: list[str] | None = None
+    while (texts := broadcast_object(led)) is not None:
+        assist_all([RunConfig.model_validate_json(text) for text in texts], output)
 
 
 def assist_all(configs: Sequence[RunConfig], output: Path) -> None:
     """What every process but the first does while that one is in `run_all`."""
     refuse_impossible(configs)
     for config in configs:
-        assist(config, output)
+        with suppress(*_survived()):
+            assist(config, output)
 
 
 def refuse_impossible(configs: Sequence[RunConfig]) -> None:

@@ -1,4 +1,4 @@
-"""Where and with what a run happened: machine, package versions, the state of this code. Imports no torch."""
+"""Where and with what a run happened: machine, package versions, the state of this code. Imports no torch by itself."""
 
 import hashlib
 import os
@@ -45,6 +45,17 @@ def machine() -> dict[str, object]:
         "cores": usable,
         "memory_bytes": memory,
     }
+
+
+def with_accelerator() -> dict[str, object]:
+    """`machine`, with the name of the accelerator that runs use, if there is one. Imports torch."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        return machine()
+    kind = torch.accelerator.current_accelerator()
+    name = torch.cuda.get_device_name() if kind is not None and kind.type == "cuda" else str(kind)
+    return machine() | {"accelerator": name}
 
 
 def _processor() -> str:

@@ -89,10 +89,12 @@ def observe(subject: Subject) -> Observed:
     with _progress(batches(), len(rows), subject.batch_size) as shown:
         decisions = decisions_of(model, shown, on_output=lambda out: logits.append(out.logits.float().cpu()))
     back = torch.from_numpy(np.argsort(order))
+    caches = getattr(model.base_model, "caches", {})
     return Observed(
         decisions=Decisions(decisions.names, decisions.full, decisions.ranks[back], decisions.kind),
         predictions=decode(subject.task.kind, torch.cat(logits)[back].numpy()),
         labels=np.asarray(subject.examples["label"][:]),
+        cache=caches[name].report() if (name := str(model.active_adapter)) in caches else None,
     )
 
 

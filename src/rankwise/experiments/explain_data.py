@@ -1,13 +1,14 @@
 """From decisions and predictions to what `explain.json` holds: plain data, no NaN."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rankwise.adapters.conditional.decisions import Decisions
+from rankwise.adapters.conditional.rad_cache import CacheReport
 from rankwise.experiments.card import short_name
 from rankwise.experiments.explain_statistics import (
     PERMUTATIONS,
@@ -31,11 +32,15 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Observed:
-    """Of every example, in the order of the split: decisions, predictions and labels (class indices, or numbers)."""
+    """Of every example, in the order of the split: decisions, predictions and labels (class indices, or numbers).
+
+    `cache` is what the adapter's memory of decisions did meanwhile, if it has one: hits are examples that came again.
+    """
 
     decisions: Decisions
     predictions: NDArray[Any]
     labels: NDArray[Any]
+    cache: CacheReport | None = None
 
     @property
     def ranks(self) -> Integers:
@@ -67,6 +72,7 @@ def described(subject: Subject, observed: Observed) -> dict[str, Any]:
         "never_open": int((shares == 0).sum()),
         "always_open": int((shares == 1).sum()),
         "sometimes_open": int(((shares > 0) & (shares < 1)).sum()),
+        "cache": None if observed.cache is None else asdict(observed.cache) | {"rate": observed.cache.rate},
         "permutations": PERMUTATIONS,
         "modules": _modules(observed, classes, names),
         "classes": _classes(ranks, classes, names),

@@ -125,8 +125,10 @@ def deciding_type(source: Source) -> str:
     record = source.record
     what = f"run {record.run_id} (method {record.method})" if record else str(source.folder)
     static = "is a whole model" if not source.is_adapter else "has an adapter that is the same for every input"
-    message = f"{what} {static}: it decides nothing per input, so there is nothing to explain"
-    raise ConfigError("explain", [Finding("", f"{message}. `rankwise inspect` shows what a LoRA adapter holds")])
+    message = f"{what} {static}: it decides nothing per input, so there is nothing to explain or to distil"
+    raise ConfigError(
+        str(source.folder), [Finding("", f"{message}. `rankwise inspect` shows what a LoRA adapter holds")]
+    )
 
 
 def load_model(subject: Subject) -> tuple[PeftModel, BaseModel]:

@@ -41,6 +41,11 @@ def summary_lines(data: Data) -> list[str]:
         f"{len(telling)} of {len(data['modules'])} {what} say something about the class beyond chance (p ≤ {LEVEL:g} "
         f"over all of them, {data['permutations']} permutations)",
     ]
+    if (cache := data["cache"]) is not None:
+        lines.append(
+            f"remembered decisions: {cache['hits']:,} of {cache['lookups']:,} examples had come before "
+            f"({cache['rate']:.1%}); at most {cache['size']:,} are remembered"
+        )
     if len({third["third"] for third in data["thirds"]}) > 1:
         lines.append("thirds are observed, not caused: hard examples may be the ones that are adapted most")
     return lines

@@ -15,12 +15,12 @@ from typing import Any
 
 from rankwise.errors import OutputError
 from rankwise.experiments.plan import ClaimConfig, PlanConfig
-from rankwise.experiments.plan_runs import Plan, plan_of
+from rankwise.experiments.plan_runs import Plan, methods_of, recorded_plan
 from rankwise.experiments.results import write_atomically
 from rankwise.experiments.verdicts import about
 
 FROZEN = "plan.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ def digest_of(claim: ClaimConfig, plan: PlanConfig) -> str:
         plan: at its profile.
     """
     data = plan.model_dump(mode="json")
+    del data["training"]["report_to"]
     tasks = [task for task in data["tasks"] if claim.tasks is None or task["name"] in claim.tasks]
     budgets = [budget for budget in data["budgets"] if claim.budgets is None or budget in claim.budgets]
     arms = {name: arm for name, arm in data["arms"].items() if name in claim.arms}
@@ -72,6 +73,7 @@ def freeze(folder: Path, plan: Plan, known: Collection[str]) -> Frozen:
         "profile": plan.profile,
         "digests": {claim.id: digest_of(claim, plan.config) for claim in plan.config.claims},
         "late": late,
+        "methods": methods_of(plan.runs),
         "plan": plan.config.model_dump(mode="json", exclude={"profiles"}),
     }
     write_atomically(folder / FROZEN, json.dumps(content, indent=1, ensure_ascii=False).encode())
@@ -112,8 +114,8 @@ def read_frozen(folder: Path) -> Frozen:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         digests, late = dict(content["digests"]), tuple(map(str, content["late"]))
-        plan = plan_of(content["plan"], str(path), outside=_named(content["plan"]))
-        plan = replace(plan, profile=content["profile"])
+        config = PlanConfig.model_validate(content["plan"], context=_named(content["plan"]))
+        plan = recorded_plan(config, str(path), content["profile"], content["methods"])
     except FileNotFoundError:
         raise OutputError(f"{folder} holds no {FROZEN}: no plan was run there") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

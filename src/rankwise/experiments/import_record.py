@@ -5,14 +5,13 @@ one after the other, a fenced block, or what Python prints for a dict; somewhere
 `{"run_id": …, "run_config_yaml": …}`.
 """
 
-import ast
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rankwise.errors import ConfigError, Finding, OutputError
+from rankwise.experiments.text_objects import objects
 
 MAX_BYTES = 50_000_000
 
@@ -25,9 +24,19 @@ def read_run_configs(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     answer = _answer(_text(path))
-    entries = [entry for value in _objects(answer) for entry in _entries(value)]
+    return run_configs_of((parsed.value for parsed in objects(answer, limit_bytes=MAX_BYTES)), str(path))
+
+
+def run_configs_of(answers: Iterable[Mapping[str, Any]], source: str) -> dict[str, str]:
+    """The YAML text of every run config in the objects of an answer, by run id. `source` names the answer in errors.
+
+    Raises:
+        ConfigError: there are none, or one is incomplete or given twice differently.
+    """
+    entries = [entry for answer in answers for entry in _entries(answer)]
     if not entries:
-        raise _problem(path, "", "holds no `run_configs` list of objects with `run_id` and `run_config_yaml`")
+        message = "holds no `run_configs` list of objects with `run_id` and `run_config_yaml`"
+        raise ConfigError(source, [Finding("", message)])
     configs: dict[str, str] = {}
     findings: list[Finding] = []
     for index, entry in enumerate(entries):
@@ -40,7 +49,7 @@ def read_run_configs(path: str | Path) -> dict[str, str]:
         elif configs.setdefault(run_id, text) != text:
             findings.append(Finding(where, f"'{run_id}' is there twice with different text"))
     if findings:
-        raise ConfigError(str(path), findings)
+        raise ConfigError(source, findings)
     return configs
 
 
@@ -102,29 +111,6 @@ def _answer(text: str) -> str:
     """What follows the last line that is just `Output:`; the prompt before it may hold such objects as examples."""
     marks = list(re.finditer(r"^\s*Output:[ \t]*", text, re.M))
     return text[marks[-1].end() :] if marks else text
-
-
-def _objects(text: str) -> Iterator[Any]:
-    """Every object in the text, whatever stands around it."""
-    decoder, position, found = json.JSONDecoder(strict=False), 0, False
-    while (start := text.find("{", position)) >= 0:
-        try:
-            value, position = decoder.raw_decode(text, start)
-            found = True
-            yield value
-        except (json.JSONDecodeError, RecursionError):
-            position = start + 1
-    if not found:
-        yield from _python_repr(text)
-
-
-def _python_repr(text: str) -> Iterator[Any]:
-    """The dict that Python would print, between the first `{` and the last `}`."""
-    start, end = text.find("{"), text.rfind("}")
-    try:
-        yield ast.literal_eval(text[start : end + 1])
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return
 
 
 def _entries(value: object) -> Iterator[Mapping[str, Any]]:

@@ -4,7 +4,7 @@ Tuning is not written down anywhere: which rate won follows from the trials in t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rankwise.errors import TrainingError
@@ -14,7 +14,7 @@ from rankwise.experiments.records import RunRecord
 from rankwise.experiments.schema import RunConfig
 from rankwise.experiments.statistics import Predictions
 from rankwise.experiments.store import Store
-from rankwise.experiments.tuning import TuningResult, tune, tuned
+from rankwise.experiments.tuning import TuningResult, tried, tune, tuned
 from rankwise.experiments.verdicts import ClaimVerdict, verdicts
 
 
@@ -53,19 +53,19 @@ def judgement(folder: Path, store: Store, now: Plan | None = None) -> Judgement:
     tuning: TuningResult | None = None
     notes: list[str] = []
     for plan, late in to_judge(frozen, now):
-        at_rates, result, said = _at_rates(plan, store)
+        now_at, result, said = at_rates(plan, store)
         tuning = tuning or result
         notes += [each for each in said if each not in notes]
-        here = {r.run_id: r for run in at_rates.runs if (r := store.get(run.config.run_id)) is not None}
+        here = {r.run_id: r for run in now_at.runs if (r := store.get(run.config.run_id)) is not None}
         done = {name: record for name, record in here.items() if record.status == "completed"}
         predictions = predictions_of(done, store)
-        found += verdicts(at_rates.config, at_rates.runs, done, predictions, post_hoc=late)
+        found += verdicts(now_at.config, now_at.runs, done, predictions, post_hoc=late)
         records |= here
-        plans.append(at_rates)
+        plans.append(now_at)
     return Judgement(frozen, tuple(plans), tuple(found), records, tuning, (*notes, *_notes(found)))
 
 
-def _at_rates(plan: Plan, store: Store) -> tuple[Plan, TuningResult | None, tuple[str, ...]]:
+def at_rates(plan: Plan, store: Store) -> tuple[Plan, TuningResult | None, tuple[str, ...]]:
     """The plan at its tuned rates, with the tuning and what it says; as it is while trials are missing."""
     if plan.config.protocol.tuning is None:
         return plan, None, ()
@@ -79,9 +79,12 @@ def _at_rates(plan: Plan, store: Store) -> tuple[Plan, TuningResult | None, tupl
     try:
         result = tune(plan, known)
     except TrainingError as error:
-        return plan, None, () if missing else (f"note: {error}",)
+        if not missing:
+            return plan, None, (f"note: {error}",)
+        result = TuningResult({}, tried(plan, known), ())
     if missing:
-        return plan, result, (f"note: {len(missing)} trials of the tuning are missing; the learning rates may change",)
+        left, result = len(set(missing)), replace(result, rates={})  # nothing is chosen before all trials are there
+        return plan, result, (f"note: {left} trials of the tuning are missing; the learning rates may change",)
     return tuned(plan, result), result, tuple(f"note: {each}" for each in result.notes)
 
 

@@ -82,13 +82,26 @@ _PREDICTIONS = """CREATE TABLE predictions (
 ) WITHOUT ROWID"""
 
 
+_COSTS = """CREATE TABLE costs (
+    run_id TEXT NOT NULL REFERENCES runs ON DELETE CASCADE,
+    name TEXT NOT NULL,                  -- inference_flops, total_rank, ...; docs/plans.md says what each is
+    value REAL,                          -- NULL: not a number
+    PRIMARY KEY (run_id, name)
+) WITHOUT ROWID"""
+
+
 def m001_runs(connection: "sqlite3.Connection") -> None:
     """The first schema: runs with their metrics, training steps, rank trace and predictions."""
     for statement in (_RUNS, _METRICS, _STEPS, _RANK_TRACE, _SPLITS, _PREDICTIONS):
         connection.execute(statement)
 
 
-MIGRATIONS: tuple[Migration, ...] = (m001_runs,)
+def m002_costs(connection: "sqlite3.Connection") -> None:
+    """What a run's inference costs, counted when it is done."""
+    connection.execute(_COSTS)
+
+
+MIGRATIONS: tuple[Migration, ...] = (m001_runs, m002_costs)
 
 
 def applied(connection: "sqlite3.Connection") -> set[str] | None:

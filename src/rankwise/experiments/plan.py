@@ -34,8 +34,12 @@ from rankwise.tasks import TaskConfig, canonical_task
 from rankwise.tasks.metrics import METRICS, canonical_metric
 
 Kind: TypeAlias = Literal["superiority", "non-inferiority", "equivalence", "bound", "not-testable"]
-COSTS = ("train_seconds", "parameters", "peak_parameters")
-"""What a run costs. Costs are compared as ratios, arm over reference; metrics as differences."""
+OF_THE_MACHINE = ("train_seconds", "peak_memory_bytes")
+"""Costs that depend on the machine and vary from run to run; all others are counted."""
+COSTS = (*OF_THE_MACHINE, "parameters", "peak_parameters", "inference_flops", "active_share", "total_rank")
+"""What a run costs. Compared as ratios, arm over reference; less is better."""
+MEASURES = ("premise",)
+"""Measured beside the metrics (see `run_costs`) and compared as differences, more is better."""
 MAIN = "main"
 """The metric that decides on a task, whatever it is there."""
 PROFILES = ("smoke", "pilot", "full")
@@ -48,11 +52,11 @@ def _measure(name: str) -> str:
     Raises:
         ValueError: there is nothing of that name.
     """
-    if name in (MAIN, *COSTS):
+    if name in (MAIN, *COSTS, *MEASURES):
         return name
     found = canonical_metric(name)
     if found is None:
-        known = (MAIN, *METRICS, *COSTS)
+        known = (MAIN, *METRICS, *COSTS, *MEASURES)
         raise ValueError(f"no metric '{name}'{did_you_mean(name, known) or '.'} Allowed: {', '.join(known)}")
     return found
 
@@ -118,7 +122,8 @@ class ClaimConfig(Section):
     arm: str | None = Field(default=None, description="name of the arm it is about")
     reference: str | None = Field(default=None, description="name of the arm it is compared with")
     metric: Annotated[str, AfterValidator(_measure)] = Field(
-        default=MAIN, description="a metric, `main` (the one that decides on each task), or a cost: " + ", ".join(COSTS)
+        default=MAIN,
+        description="a metric, `main` (the one that decides on each task), `premise`, or a cost: " + ", ".join(COSTS),
     )
     margin: float = Field(
         default=0.0,

@@ -9,6 +9,7 @@ from rankwise.experiments.plan_checks import TaskFacts, check_plan, facts_of
 from rankwise.experiments.plan_model import Counted, counted, seconds_of
 from rankwise.experiments.plan_runs import Plan, load_plan
 from rankwise.experiments.shown import Summary
+from rankwise.experiments.tuning import every_run
 from rankwise.experiments.verdict_table import sentence
 
 
@@ -24,6 +25,7 @@ def check_plan_file(file: Path, profile: str | None, *, probe: bool) -> Summary:
     found = [*check_plan(plan, tasks), *problems]
     failed = any(finding.level == "error" for finding in found)
     seconds = seconds_of(plan) if probe and not failed else None
+    runs = {run.config.run_id for run in plan.runs}
     parts = [_head(plan, tasks), _claims(plan), _counts(counts)]
     if seconds is not None:
         parts.append(_cost(plan, seconds))
@@ -31,7 +33,8 @@ def check_plan_file(file: Path, profile: str | None, *, probe: bool) -> Summary:
     data = {
         "plan": plan.config.name,
         "profile": plan.profile,
-        "runs": len(plan.runs),
+        "runs": len(runs),
+        "trials": len(every_run(plan)) - len(runs),
         "tasks": [asdict(each) for each in tasks.values()],
         "parameters": [asdict(each) for each in counts],
         "estimated_seconds": seconds,
@@ -57,9 +60,11 @@ def _head(plan: Plan, tasks: dict[str, TaskFacts]) -> str:
     name = config.name + (f", profile {plan.profile}" if plan.profile else "")
     arms, budgets, seeds = len(config.arms), len(config.budgets), len(config.seeds)
     product = f"{arms} arms × {len(tasks)} tasks × {budgets} budgets × {seeds} seeds"
-    once = "" if len(plan.runs) == arms * len(tasks) * budgets * seeds else " (runs without a budget once)"
+    runs = len({run.config.run_id for run in plan.runs})
+    once = "" if runs == len(plan.runs) else " (what does not depend on the budget once)"
+    searched = len(every_run(plan)) - runs
     lines = [
-        f"{name}: {len(plan.runs)} runs = {product}{once}",
+        f"{name}: {runs} runs = {product}{once}" + (f", after {searched} trials of learning rates" if searched else ""),
         f"  model    {config.model.name}",
         f"  arms     {', '.join(config.arms)}",
         f"  budgets  {', '.join(config.budgets)}",
@@ -81,7 +86,7 @@ def _counts(counts: Sequence[Counted]) -> str:
 
 def _cost(plan: Plan, seconds: dict[str, float]) -> str:
     total = sum(seconds.values())
-    text = f"about {_minutes(total)} here, from a few steps of plain LoRA just now"
+    text = f"about {_minutes(total)} here, trials included, from a few steps of plain LoRA just now"
     if plan.minutes is not None:
         text += f" (the profile is meant to take at most {plan.minutes:g})"
     return text

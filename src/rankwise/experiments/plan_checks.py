@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from scipy import stats
 
+from rankwise.allocation.budget import parse_budget
 from rankwise.errors import Finding, UnknownNameError
 from rankwise.experiments.claim_power import seeds_needed, smallest_effect
-from rankwise.experiments.plan import COSTS, MAIN, ClaimConfig, PlanConfig
+from rankwise.experiments.plan import COSTS, MAIN, MEASURES, OF_THE_MACHINE, ClaimConfig, PlanConfig
 from rankwise.experiments.plan_runs import Plan
 from rankwise.experiments.verdicts import COUNTED
 from rankwise.tasks.metrics import METRICS, check_metric
@@ -55,7 +56,7 @@ def facts_of(plan: Plan) -> dict[str, TaskFacts]:
 
 def check_plan(plan: Plan, tasks: Mapping[str, TaskFacts]) -> list[Finding]:
     """Every finding that needs no model, errors first."""
-    rules = (_coverage, _metrics, _steps, _parity, _seeds, _timing)
+    rules = (_coverage, _metrics, _steps, _freedom, _parity, _seeds, _timing)
     found = [finding for rule in rules for finding in rule(plan, tasks)]
     order = ("error", "warning", "note")
     return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.level))
@@ -88,7 +89,8 @@ def _coverage(plan: Plan, tasks: Mapping[str, TaskFacts]) -> Iterator[Finding]:
         if name not in named:
             yield Finding(f"arms.{name}", "no claim is about it; its runs only show in tables", "note")
     plain = [name for name, arm in config.arms.items() if arm.method.get("name") == "lora"]
-    if not plain and any(claim.kind == "superiority" for claim in testable.values()):
+    gains = [claim for claim in testable.values() if claim.kind == "superiority" and claim.metric not in MEASURES]
+    if not plain and gains:
         message = "no arm is plain `lora`, so no gain can be told from what the same budget gives when spent uniformly"
         yield Finding("arms", message, "warning")
 
@@ -97,6 +99,11 @@ def _metrics(plan: Plan, tasks: Mapping[str, TaskFacts]) -> Iterator[Finding]:
     """A claim's metric exists on all of its tasks and is measured there."""
     for where, claim in _claims(plan.config):
         own = [tasks[name] for name in claim.tasks or tasks]
+        if claim.metric in MEASURES:
+            if not plan.config.evaluation.premise:
+                message = f"'{claim.metric}' is only measured with evaluation.premise: true"
+                yield Finding(f"{where}.metric", message)
+            continue
         if claim.metric in (MAIN, *COSTS):
             mains = sorted({task.metrics[0] for task in own})
             if claim.metric == MAIN and len(mains) > 1 and claim.margin:
@@ -134,6 +141,18 @@ def _steps(plan: Plan, tasks: Mapping[str, TaskFacts]) -> Iterator[Finding]:
             yield Finding("training", text, "note")
 
 
+def _freedom(plan: Plan, tasks: Mapping[str, TaskFacts]) -> Iterator[Finding]:
+    """An arm whose smallest rank is all that the budget buys has nothing to allocate."""
+    for run in plan.runs:
+        floor, text = getattr(run.config.method, "floor", 0), getattr(run.config.method, "budget", None)
+        if text is None or not floor:
+            continue
+        budget = parse_budget(text)
+        if budget.unit == "rank" and floor >= budget.amount:
+            message = f"{floor} at the budget {budget}: nothing is left to allocate, so it trains uniform LoRA"
+            yield Finding(f"arms.{run.arm}.method.floor", f"{message}; lower it, or raise the budget", "warning")
+
+
 def _parity(plan: Plan, tasks: Mapping[str, TaskFacts]) -> Iterator[Finding]:
     """Arms differ in their method alone, and are tuned alike."""
     config = plan.config
@@ -161,7 +180,7 @@ def _seeds(plan: Plan, tasks: Mapping[str, TaskFacts]) -> Iterator[Finding]:
             yield Finding("seeds", f"one seed says nothing about seeds, and {claim.id} is about all of them", level)  # type: ignore[arg-type]
             continue
         wanted = claim.effect - claim.margin if claim.effect is not None else claim.margin
-        if claim.metric in COSTS or claim.kind == "bound" or wanted <= 0:
+        if claim.metric in (*COSTS, *MEASURES) or claim.kind == "bound" or wanted <= 0:
             continue
         effect, needed = _needed(plan.config, claim, [tasks[name] for name in claim.tasks or tasks], wanted)
         if effect <= wanted:
@@ -190,7 +209,7 @@ def _needed(config: PlanConfig, claim: ClaimConfig, own: list[TaskFacts], wanted
 
 
 def _timing(plan: Plan, tasks: Mapping[str, TaskFacts]) -> Iterator[Finding]:
-    timed = [claim.id for _, claim in _claims(plan.config) if claim.metric == "train_seconds"]
+    timed = [claim.id for _, claim in _claims(plan.config) if claim.metric in OF_THE_MACHINE]
     if timed:
-        message = "compare times: do their runs on one machine, one at a time, with nothing else going on"
+        message = "compare time or memory: do their runs on one machine, one at a time, with nothing else going on"
         yield Finding("claims", f"{', '.join(timed)} {message}", "note")

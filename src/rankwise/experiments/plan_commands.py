@@ -1,18 +1,21 @@
 """What `compare PLAN` and `verdict` do, from plain values to plain values."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import ConfigError, Finding, OutputError, StoreError
+from rankwise.errors import AllocationError, ConfigError, DivergedError, Finding, OutputError, StoreError, TrainingError
 from rankwise.experiments import compare as comparing
+from rankwise.experiments.arm_progress import ArmReporter
 from rankwise.experiments.environment import machine, versions
 from rankwise.experiments.frozen import FROZEN, check_frozen, freeze
-from rankwise.experiments.judgement import Judgement, completed, judgement
+from rankwise.experiments.judgement import Judgement, at_rates, completed, judgement
 from rankwise.experiments.plan_check import refuse
-from rankwise.experiments.plan_runs import Plan, load_plan
+from rankwise.experiments.plan_runs import Plan, PlannedRun, load_plan
 from rankwise.experiments.plan_table import arm_rows, arms_table, rows_data
 from rankwise.experiments.processes import is_first, joined
 from rankwise.experiments.progress import reporter
@@ -22,7 +25,7 @@ from rankwise.experiments.schema import RunConfig
 from rankwise.experiments.shown import RUNS, Shown, Summary
 from rankwise.experiments.spreading import How
 from rankwise.experiments.store import Store
-from rankwise.experiments.tuning import TuningResult, trials, tune, tuned
+from rankwise.experiments.tuning import TuningResult, every_run, trials, tune, tuned
 from rankwise.experiments.verdict_table import as_data, verdict_table
 
 VERDICTS = "verdicts.json"
@@ -40,21 +43,25 @@ def compare_plan(
     """
     plan = load_plan(file, profile)
     folder = output or default_folder(plan)
-    _refuse_tuning_under_torchrun(plan)
     if not is_first():
-        comparing.assist_all([run.config for run in plan.runs], folder)
+        comparing.follow(folder)
         return None
     refuse(plan)
     begun = (folder / FROZEN).is_file()
     if begun:
         check_frozen(folder, plan)
-    doing = Doing(folder, store or folder / comparing.STORE, command, how)
+    doing = Doing(folder, store or folder / comparing.STORE, command, how, plan.runs)
     first = [trial.config for trial in trials(plan)] or [run.config for run in plan.runs]
     comparing.claim(folder, first, command, doing.store, more=begun)
     with Store(doing.store) as opened:
         freeze(folder, plan, opened.completed())
-        at_rates = tuned(plan, tune(plan, lambda configs: doing.carry_out(configs, opened)))
-        doing.carry_out([run.config for run in at_rates.runs], opened)
+        chosen = tuned(plan, tune(plan, lambda configs: doing.try_out(configs, opened)))
+        try:
+            doing.carry_out([run.config for run in chosen.runs], opened)
+        except TrainingError as error:
+            judge(folder, opened, plan, command)
+            raise TrainingError(f"{error}\nWhat is done is judged in {folder / VERDICTS}") from error
+        comparing.lead(None)
         return judge(folder, opened, plan, command)
 
 
@@ -66,22 +73,41 @@ class Doing:
     store: Path
     command: str
     how: How
+    runs: Sequence[PlannedRun]
+    """Of the plan, at whatever rates: they give its arms their names."""
 
     def carry_out(self, configs: Sequence[RunConfig], store: Store) -> dict[str, RunRecord]:
         """Do the missing ones of these runs, each once; returns the completed ones by run id."""
         once = list({config.run_id: config for config in configs}.values())
         comparing.claim(self.folder, once, self.command, self.store, more=True)
+        comparing.lead(once)
         with reporter(len(once)) as shown:
-            self.how.carry_out(once, store, self.folder, shown)
+            self.how.carry_out(once, store, self.folder, ArmReporter(shown, self.runs))
         return completed([config.run_id for config in once], store)
 
+    def try_out(self, configs: Sequence[RunConfig], store: Store) -> dict[str, RunRecord]:
+        """The same for trials: one that fails by itself (its learning rate is too high, say) counts as the worst.
 
-def _refuse_tuning_under_torchrun(plan: Plan) -> None:
-    import os
+        Those that diverged before are not done again: they would diverge at the same step.
 
-    if plan.config.protocol.tuning is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        message = "trials are spread over machines by --engine, not by torchrun; run the plan without it"
-        raise ConfigError(plan.source, [Finding("protocol.tuning", message)])
+        Raises:
+            TrainingError: trials did not even fail, their workers were lost.
+        """
+        open_ones = [config for config in configs if not _diverged(store.get(config.run_id))]
+        try:
+            return self.carry_out(open_ones, store)
+        except (TrainingError, AllocationError):
+            there = [store.get(config.run_id) for config in open_ones]
+            if any(record is None or record.status not in ("completed", "failed") for record in there):
+                raise
+            failed = [f"\n  {one.run_id}: {one.error}" for one in there if one is not None and one.status == "failed"]
+            message = f"rankwise: {len(failed)} of {len(open_ones)} trials failed, and count as the worst:"
+            print(message, *failed, sep="", file=sys.stderr)
+            return completed([config.run_id for config in open_ones], store)
+
+
+def _diverged(record: RunRecord | None) -> bool:
+    return record is not None and record.status == "failed" and DivergedError.MARK in (record.error or "")
 
 
 def verdict(where: Path, *, profile: str | None, output: Path | None, store: Path | None) -> Shown:
@@ -163,7 +189,7 @@ def _tuning_data(result: TuningResult) -> list[dict[str, Any]]:
             "learning_rate": one.trial.learning_rate,
             "metric": one.metric,
             "value": None if one.value is None else one.value.value,
-            "chosen": result.rates[one.trial.of] == one.trial.learning_rate,
+            "chosen": result.rates.get(one.trial.of) == one.trial.learning_rate,
             "run_id": one.trial.config.run_id,
         }
         for one in result.tried
@@ -184,23 +210,25 @@ def default_folder(plan: Plan) -> Path:
     return RUNS / (plan.config.name + (f"-{plan.profile}" if plan.profile else ""))
 
 
-def dry_run(file: Path, *, profile: str | None, store: Path | None, workers: int, price: float | None) -> Summary:
+def dry_run(
+    file: Path, *, profile: str | None, output: Path | None, store: Path | None, how: How, price: float | None
+) -> Summary:
     """What a plan's missing runs would take on so many workers. Trials that extend a grid are not foreseen.
 
     Raises:
         ConfigError: the plan is none, or cannot answer its claims.
+        RankwiseError: no such engine, or its options mean nothing.
     """
     from rankwise.experiments.engines.estimate import dry_run as schedule
 
     plan = load_plan(file, profile)
     refuse(plan)
-    path = store or default_folder(plan) / comparing.STORE
-    configs = [*(trial.config for trial in trials(plan)), *(run.config for run in plan.runs)]
-    if path.is_file():
-        with Store(path) as opened:
-            found = schedule(configs, opened, workers, price)
-    else:
-        found = schedule(configs, None, workers, price)
+    workers, known = how.at_once()
+    path = store or (output or default_folder(plan)) / comparing.STORE
+    with Store(path) if path.is_file() else nullcontext() as opened:
+        tuned_plan = plan if opened is None else at_rates(plan, opened)[0]
+        found = schedule(every_run(tuned_plan), opened, workers, price)
+    found = replace(found, workers_from=known)
     return Summary(found.text(), found.data())
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from rankwise.errors import Finding, RankwiseError
 from rankwise.experiments.plan_runs import Plan, PlannedRun
+from rankwise.experiments.schema import RunConfig
+from rankwise.experiments.tuning import every_run
 
 WARM, TIMED = 2, 4
 
@@ -57,26 +59,54 @@ def _one_each(plan: Plan) -> Iterator[PlannedRun]:
             yield run
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of one training step and of one evaluation batch, and how many modules carry an adapter."""
+
+    step: float
+    batch: float
+    modules: int
+
+
 def seconds_of(plan: Plan) -> dict[str, float]:
-    """Seconds of all runs of the plan per task, from a few steps of plain LoRA and one evaluation batch, here and now.
+    """Seconds of all trials and runs of the plan per task, from a few steps and one evaluation batch, here and now.
 
-    What methods cost beyond plain LoRA is left out, as is the time between runs.
+    The passes without one module's adapter are included, where a plan asks for `premise`. What methods cost
+    beyond plain LoRA is left out, as are the time between runs and rates that extend a grid.
     """
-    return {
-        task.name: _seconds(plan, [run for run in plan.runs if run.config.task == task]) for task in plan.config.tasks
-    }
+    configs = every_run(plan)
+    found = {}
+    for task in plan.config.tasks:
+        own = [config for config in configs if config.task == task]
+        pace = pace_of(own[0])
+        found[task.name] = sum(seconds_at(pace, config) for config in own)
+    return found
 
 
-def _seconds(plan: Plan, runs: list[PlannedRun]) -> float:
+def seconds_at(pace: Pace, config: RunConfig) -> float:
+    """Seconds of one run."""
+    from rankwise.experiments.run_costs import REMOVAL_EXAMPLES
+    from rankwise.experiments.runner import data_of, total_steps
+
+    data, size = data_of(config), config.evaluation.batch_size
+    batches = sum(-(-len(split) // size) for split in data.validation.values())
+    if config.evaluation.premise:
+        first = next(iter(data.validation.values()))
+        batches += -(-min(REMOVAL_EXAMPLES, len(first)) // size) * (1 + pace.modules)
+    return total_steps(config, len(data.train)) * pace.step + batches * pace.batch
+
+
+def pace_of(config: RunConfig) -> Pace:
+    """Train plain LoRA for a few steps, and evaluate one batch."""
     import torch
     from transformers import DataCollatorWithPadding
 
+    from rankwise.adapters.attach import adapted_layers
     from rankwise.adapters.methods.lora import LoraConfig
-    from rankwise.experiments.runner import load_task, total_steps
+    from rankwise.experiments.runner import load_task
     from rankwise.training.data import encode
     from rankwise.training.models import load_base_model
 
-    config = runs[0].config
     data = load_task(config.task)
     base = load_base_model(
         config.model.name, num_labels=data.num_labels, kind=data.kind, seed=0, revision=config.model.revision
@@ -98,9 +128,8 @@ def _seconds(plan: Plan, runs: list[PlannedRun]) -> float:
         model(**given).loss.backward()
         times.append(time.perf_counter() - begun)
     step = statistics.median(times[WARM:]) * config.training.gradient_accumulation_steps
-    size = config.evaluation.batch_size
+    given = batch(validation, config.evaluation.batch_size, 0)
     begun = time.perf_counter()
     with torch.no_grad():
-        model.eval()(**batch(validation, size, 0))
-    evaluation = (time.perf_counter() - begun) * -(-len(validation) // size)
-    return sum(total_steps(run.config, len(data.train)) * step + evaluation for run in runs)
+        model.eval()(**given)
+    return Pace(step, time.perf_counter() - begun, len(adapted_layers(model)))

@@ -1,12 +1,13 @@
 """From a plan's file to its runs: read, checked for form, spread out."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rankwise.allocation.budget import parse_budget
 from rankwise.errors import BudgetError, ConfigError, Finding
@@ -86,6 +87,49 @@ def plan_of(
     return Plan(source, profile, config, runs_of(config, source), minutes)
 
 
+class RecordedMethod(BaseModel):
+    """A method's section of a run config as it was written down, complete; read without the method's own class."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+
+Methods = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Arm -> budget -> its method's complete section."""
+
+
+def methods_of(runs: Sequence[PlannedRun]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The complete method section of every arm at every budget, as plain data."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for run in runs:
+        found.setdefault(run.arm, {}).setdefault(run.budget, run.config.method.model_dump(mode="json"))
+    return found
+
+
+def recorded_plan(config: PlanConfig, source: str, profile: str | None, methods: Methods) -> Plan:
+    """A plan with the runs it had when `methods_of` wrote its methods down, method classes not needed: no torch.
+
+    Raises:
+        KeyError: an arm's method at some budget was not written down.
+        ValueError: a section is wrong.
+    """
+    runs = []
+    for seed, task, budget, (name, arm) in product(config.seeds, config.tasks, config.budgets, config.arms.items()):
+        training = replaced(config.training.model_dump(mode="json"), arm.training)
+        run = RunConfig.model_validate(
+            {
+                "model": config.model,
+                "task": task,
+                "method": RecordedMethod.model_validate(methods[name][budget]),
+                "training": training,
+                "evaluation": config.evaluation,
+                "seed": seed,
+            }
+        )
+        runs.append(PlannedRun(name, budget, run))
+    return Plan(source, profile, config, tuple(runs))
+
+
 def runs_of(plan: PlanConfig, source: str) -> tuple[PlannedRun, ...]:
     """Every run of a plan.
 
@@ -105,7 +149,7 @@ def runs_of(plan: PlanConfig, source: str) -> tuple[PlannedRun, ...]:
                         problems |= dict.fromkeys(found)
     if problems:
         raise ConfigError(source, list(problems))
-    return tuple({run.config.run_id + run.budget: run for run in made}.values())
+    return tuple(made)
 
 
 def _run(

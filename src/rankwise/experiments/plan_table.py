@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from rankwise.experiments.plain_table import plain_table
 from rankwise.experiments.plan_runs import PlannedRun
 from rankwise.experiments.records import RunRecord
 from rankwise.experiments.statistics import summarise
@@ -72,27 +73,19 @@ def _row(runs: Sequence[PlannedRun], records: Mapping[str, RunRecord]) -> ArmRow
 
 def arms_table(rows: Sequence[ArmRow]) -> "Table":
     """For a terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=Text("Runs"),
-        caption=Text("±: standard error over seeds, or over the n evaluation examples of a single seed"),
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title_justify="left",
-        caption_justify="left",
-    )
+    table = plain_table("Runs", "±: standard error over seeds, or over the n evaluation examples of a single seed")
+    metrics = {row.metric for row in rows if row.seeds}
+    named = metrics.pop().replace("_", " ") if len(metrics) == 1 else ""  # in the head, where there is but one
     for name in ("task", "arm"):
         table.add_column(name, overflow="fold")
-    for name in ("budget", "params", "metric ± SE (n)", "seeds", "rate", "seconds"):
+    for name in ("budget", "params", f"{named or 'metric'}\n± SE (n)", "seeds", "rate", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         se = "?" if math.isnan(row.se) else f"{row.se:.3f}"
-        value = f"{row.metric.replace('_', ' ')} {row.value:.3f} ± {se} ({row.n})" if row.seeds else "–"
+        metric = "" if named else f"{row.metric.replace('_', ' ')} "
+        value = f"{metric}{row.value:.3f} ± {se} ({row.n})" if row.seeds else "–"
         params = f"{row.parameters:,.0f}" if row.seeds else "–"
         count = f"{row.seeds}" if row.seeds == row.planned else f"{row.seeds} of {row.planned}"
         seconds = f"{row.seconds:.0f}" if row.seeds else "–"

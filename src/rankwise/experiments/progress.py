@@ -23,10 +23,6 @@ class Reporter(Protocol):
     def end(self, record: RunRecord, *, reused: bool) -> None:
         """A run is finished, or was found finished."""
 
-
-class TrialsReporter(Reporter, Protocol):
-    """Told also about runs that are not to be finished, as some trials of a sweep."""
-
     def skip(self, text: str) -> None:
         """A run is not to be finished; why."""
 
@@ -47,13 +43,40 @@ class Silent:
         """Nothing."""
 
 
+class Relay:
+    """Passes everything on to another reporter; a subclass changes some of it."""
+
+    def __init__(self, inner: Reporter) -> None:
+        self._inner = inner
+
+    def begin(self, name: str, steps: int) -> None:
+        """Pass it on."""
+        self._inner.begin(name, steps)
+
+    def step(self, step: int, loss: float | None) -> None:
+        """Pass it on."""
+        self._inner.step(step, loss)
+
+    def end(self, record: RunRecord, *, reused: bool) -> None:
+        """Pass it on."""
+        self._inner.end(record, reused=reused)
+
+    def skip(self, text: str) -> None:
+        """Pass it on."""
+        self._inner.skip(text)
+
+
 def describe(record: RunRecord, *, reused: bool) -> str:
     """One line about a finished run."""
     name, metric = next(iter(record.metrics.items()))
     took = "from the store" if reused else f"{record.train_seconds:.1f} s"
+    budget = f" at {record.budget}" if record.budget else ""
+    training = record.config.get("training")
+    rate = training.get("learning_rate") if isinstance(training, dict) else None
+    at_rate = f", rate {rate:g}" if rate else ""
     return (
-        f"{record.method}, seed {record.seed}: {name} {metric.value:.4f} ± {metric.se:.4f}, "
-        f"{record.parameters:,} parameters, {took}"
+        f"{record.method}{budget} on {record.task}{at_rate}, seed {record.seed}: {name} {metric.value:.4f} ± "
+        f"{metric.se:.4f}, {record.parameters:,} parameters, {took}"
     )
 
 
@@ -76,7 +99,7 @@ class Lines:
     def skip(self, text: str) -> None:
         """Print the line."""
         self._done += 1
-        self._console.print(f"[{self._done}/{self._total}] {text}", markup=False)
+        self._console.print(f"[{self._done}/{self._total}] {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 class Bars:
@@ -113,7 +136,7 @@ class Bars:
 
 
 @contextmanager
-def reporter(total: int, *, quiet: bool = False) -> Iterator[TrialsReporter]:
+def reporter(total: int, *, quiet: bool = False) -> Iterator[Reporter]:
     """The reporter that fits where standard error goes; standard output stays free for results."""
     console = Console(stderr=True)
     if quiet:

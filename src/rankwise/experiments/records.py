@@ -13,7 +13,8 @@ class RunRecord:
     """One run: a config and a seed, and what came of it.
 
     `parameters` counts the adapter parameters in the checkpoint, `peak_parameters` the most that were trained
-    at once; `rank_pattern` maps module name to rank. `checkpoint` is a path relative to the store's folder.
+    at once; `rank_pattern` maps module name to rank. `checkpoint` is a path relative to the store's folder. `costs` are
+    what was counted when training was done (see `run_costs`); runs of earlier versions have none.
     """
 
     run_id: str
@@ -31,5 +32,6 @@ class RunRecord:
     rank_pattern: dict[str, int] = field(default_factory=dict)
     checkpoint: str | None = None
     error: str | None = None
+    costs: dict[str, float] = field(default_factory=dict)
     config: dict[str, object] = field(default_factory=dict)
     environment: dict[str, object] = field(default_factory=dict)

@@ -54,6 +54,12 @@ class RunResult(_Part):
     metrics: dict[str, MetricResult] = Field(description="metric name to value, the primary metric first")
     train_seconds: Number = Field(description="wall-clock of training without evaluation, seconds")
     rank_pattern: dict[str, int] = Field(description="module name to rank; empty for full fine-tuning")
+    costs: dict[str, Number] = Field(
+        default_factory=dict,
+        description="what was counted when training was done: `inference_flops` per evaluation text as it would be "
+        "served, `active_share` and `total_rank` of the adapter that a text uses, `peak_memory_bytes` of training, "
+        "`premise` if asked for",
+    )
     checkpoint: str | None = Field(description="folder of the checkpoint, relative to the folder of this file")
 
 

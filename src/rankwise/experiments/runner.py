@@ -15,17 +15,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from rankwise.errors import DataError, OutputError, RankwiseError, TrainingError
-from rankwise.experiments.environment import code_state, machine, versions
+from rankwise.experiments.environment import code_state, versions, with_accelerator
 from rankwise.experiments.progress import Reporter, Silent
 from rankwise.experiments.records import RunRecord
 from rankwise.experiments.schema import RunConfig
 from rankwise.experiments.store import Store
 from rankwise.experiments.watching import GivenUp, Watching
 from rankwise.interrupts import check_interrupt
-from rankwise.tasks.base import Kind, MetricValue, TaskConfig, TaskData
+from rankwise.tasks.base import TaskConfig, TaskData
 from rankwise.tasks.holdout import held_out
 
 if TYPE_CHECKING:
@@ -33,11 +31,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rankwise.adapters.contract import Method
+    from rankwise.experiments.run_costs import Trained
     from rankwise.training.callback import RankEvent
-    from rankwise.training.fit import FitSettings, Fitted
+    from rankwise.training.fit import FitSettings
+    from rankwise.training.tracking import Tracking
 
 CHECKPOINTS = "checkpoints"
 WORK = "unfinished"
+TRACKING = "tracking"
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,12 @@ def new_record(config: RunConfig) -> RunRecord:
         seed=config.seed,
         budget=getattr(config.method, "budget", None),
         config=config.model_dump(mode="json"),
-        environment={"machine": machine(), "versions": versions(), "code": code_state(), "inputs": inputs_of(config)},
+        environment={
+            "machine": with_accelerator(),
+            "versions": versions(),
+            "code": code_state(),
+            "inputs": inputs_of(config),
+        },
     )
 
 
@@ -203,9 +209,14 @@ def _train(
     def on_event(event: "RankEvent") -> None:
         store.add_ranks(record.run_id, event.step, event.event, event.ranks, event.scores)
 
-    method, fitted, steps = _fit(config, output / WORK / record.run_id, reporter, on_event, watching)
+    from rankwise.experiments.run_costs import costs_of
+    from rankwise.experiments.run_metrics import metrics_of
+
+    trained = _fit(config, output / WORK / record.run_id, reporter, on_event, watching)
+    method, fitted = trained.method, trained.fitted
     store.add_steps(record.run_id, [(step, "train_loss", loss) for step, loss in fitted.losses])
-    metrics = _measure(config, data_of(config), record.run_id, fitted, store)
+    metrics = metrics_of(config, data_of(config), record.run_id, fitted, store)
+    costs = costs_of(config, trained, store.scores(record.run_id))
     checkpoint = _export(method, output, record.run_id)
     count = method.parameter_count()
     return replace(
@@ -214,8 +225,9 @@ def _train(
         parameters=count.final,
         peak_parameters=count.peak,
         metrics=metrics,
+        costs=costs,
         train_seconds=fitted.train_seconds,
-        steps=steps,
+        steps=trained.steps,
         rank_pattern=method.rank_pattern(),
         checkpoint=str(checkpoint.relative_to(output))
         if _same(store.path.parent, output)
@@ -229,8 +241,10 @@ def _fit(
     reporter: Reporter | None = None,
     on_event: "Callable[[RankEvent], None] | None" = None,
     watching: Watching | None = None,
-) -> "tuple[Method, Fitted, int]":
-    """What all processes do together: build, train, predict. Returns also the number of optimizer steps."""
+) -> "Trained":
+    """What all processes do together: build, train, predict."""
+    from rankwise.costs.memory import watch_memory
+    from rankwise.experiments.run_costs import Trained
     from rankwise.training.fit import fit
     from rankwise.training.models import load_base_model
 
@@ -245,18 +259,27 @@ def _fit(
     reporter.begin(f"{config.method.name}, seed {config.seed}", steps)
     max_length = min(config.task.max_length, base.max_tokens or config.task.max_length)
     train, validation = _encoded(data, base.tokenizer, f"{name}@{config.model.revision}", max_length)
-    fitted = fit(
-        method,
-        base.tokenizer,
-        train,
-        validation,
-        settings(config, steps),
-        work_dir=work_dir,
-        on_step=reporter.step,
-        on_event=on_event,
-        watch=watching.watch(data.kind) if watching else None,
-    )
-    return method, fitted, steps
+    with watch_memory() as memory:
+        fitted = fit(
+            method,
+            base.tokenizer,
+            train,
+            validation,
+            replace(settings(config, steps), tracking=_tracking(config, work_dir.parent.parent)),
+            work_dir=work_dir,
+            on_step=reporter.step,
+            on_event=on_event,
+            watch=watching.watch(data.kind) if watching else None,
+        )
+    key = (data.fingerprint, f"{name}@{config.model.revision}")
+    split = next(iter(validation.values()))
+    return Trained(method, fitted, steps, data.kind, base.tokenizer, split, key, memory.highest)
+
+
+def _tracking(config: RunConfig, output: Path) -> "Tracking":
+    from rankwise.training.tracking import Tracking
+
+    return Tracking(config.training.report_to, config.run_id, output / TRACKING)
 
 
 def settings(config: RunConfig, steps: int) -> "FitSettings":
@@ -296,41 +319,6 @@ def _encoded(
         validation = {name: encode(split, tokenizer, max_length) for name, split in data.validation.items()}
         _ENCODED[key] = (encode(data.train, tokenizer, max_length), validation)
     return _ENCODED[key]
-
-
-def _measure(config: RunConfig, data: TaskData, run_id: str, fitted: "Fitted", store: Store) -> dict[str, MetricValue]:
-    """Metrics of every validation split; those of further splits carry the split's name.
-
-    Predictions go into the store, so that every comparison can be computed again from it.
-    """
-    from rankwise.tasks.metrics import check_metric, decode, evaluate
-
-    names = [check_metric(m, data.kind, data.num_labels) for m in config.evaluation.metrics or data.metrics]
-    metrics: dict[str, MetricValue] = {}
-    for index, (split, logits) in enumerate(fitted.logits.items()):
-        predictions, references = decode(data.kind, logits), fitted.references[split]
-        store.add_predictions(run_id, split, predictions, references)
-        found = evaluate(names, predictions, references) | {"loss": task_loss(data.kind, logits, references)}
-        suffix = "" if index == 0 else f"_{split.removeprefix('validation_')}"
-        metrics |= {f"{name}{suffix}": value for name, value in found.items()}
-    return metrics
-
-
-def task_loss(kind: Kind, logits: np.ndarray, references: np.ndarray) -> MetricValue:
-    """Cross entropy (squared error for regression) with its standard error; no penalty of any method is in it.
-
-    Args:
-        kind: of the task.
-        logits: (examples, labels).
-        references: (examples,).
-    """
-    if kind == "regression":
-        each = (logits.reshape(-1) - references) ** 2
-    else:
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        each = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(shifted)), references.astype(int)]
-    n = len(each)
-    return MetricValue(float(each.mean()), float(each.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan, n)
 
 
 def _export(method: "Method", output: Path, run_id: str) -> Path:
@@ -374,8 +362,18 @@ def _noted(run_id: str, store: Store) -> Iterator[None]:
         _note_failure(run_id, store, message)
         raise OutputError(message) from error
     except Exception as error:
+        if _out_of_memory(error):
+            message = f"run {run_id} ran out of memory; lower training.batch_size, or give it a larger machine"
+            _note_failure(run_id, store, message)
+            raise TrainingError(message) from error
         _note_failure(run_id, store, f"{type(error).__name__}: {error}")
         raise
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Python's error, that of torch on an accelerator, or what torch says on a CPU."""
+    names = ("MemoryError", "OutOfMemoryError")
+    return type(error).__name__ in names or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def _note_failure(run_id: str, store: Store, message: str) -> None:

@@ -92,6 +92,8 @@ def task_config(value: object) -> Plain:
 
 
 def _method(value: object) -> Plain:
+    if isinstance(value, BaseModel):  # without a look at the registry, which imports torch
+        return value
     return _chosen(value, method_registry(), DEFAULT_METHOD)
 
 
@@ -178,6 +180,11 @@ class TrainingConfig(Section):
     save_every: int | None = Field(
         default=None, ge=1, description="steps between two saved states; none: only the result"
     )
+    report_to: tuple[str, ...] = Field(
+        default=(),
+        description="trackers to log to, by the Trainer's names: tensorboard, mlflow, wandb, trackio, …; their "
+        "packages have to be installed, and their own settings (environment variables) hold. No run changes by it",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -212,6 +219,12 @@ class EvaluationConfig(Section):
     )
     holdout_seed: int = Field(
         default=0, ge=0, lt=2**32, description="decides which training examples are held out, the same for every run"
+    )
+
+    premise: bool = Field(
+        default=False,
+        description="whether to measure how well scores foretell what modules are worth: the loss without each one's "
+        "adapter, a pass over evaluation examples per module",
     )
 
     @field_validator("metrics")
@@ -354,6 +367,9 @@ class RunConfig(Section):
         values = {key: value for key, value in json.loads(self.canonical()).items() if key != "sweep"}
         if self.evaluation.holdout is None:
             values["evaluation"] = {k: v for k, v in values["evaluation"].items() if not k.startswith("holdout")}
+        if not self.evaluation.premise:
+            del values["evaluation"]["premise"]
+        del values["training"]["report_to"]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         task = re.sub(r"[^A-Za-z0-9]+", "-", self.task.name).strip("-")[:40].rstrip("-") or "task"

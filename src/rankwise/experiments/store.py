@@ -130,6 +130,8 @@ class Store:
             self._check_running(record.run_id)
             db.execute(f"UPDATE runs SET {changes} WHERE run_id = :run_id", values)
             db.executemany("INSERT INTO metrics (run_id, name, value, se, n) VALUES (?, ?, ?, ?, ?)", metrics)
+            costs = [(record.run_id, name, float(value)) for name, value in record.costs.items()]
+            db.executemany("INSERT INTO costs (run_id, name, value) VALUES (?, ?, ?)", costs)
 
     def fail(self, run_id: str, status: Literal["failed", "interrupted"], error: str) -> None:
         """Note why a run stopped; what it had written stays until the run is begun again."""
@@ -203,6 +205,10 @@ class Store:
         query = "SELECT step, event, module, rank, score FROM rank_trace WHERE run_id = ? ORDER BY step, event, module"
         return [RankRow(**{**dict(row), "score": _number(row["score"])}) for row in self._db.read(query, (run_id,))]
 
+    def scores(self, run_id: str) -> dict[str, float]:
+        """The last score that was noted for each module of a run, by module."""
+        return {row.module: row.score for row in self.rank_trace(run_id) if math.isfinite(row.score)}
+
     def predictions(self, run_id: str, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Predictions and references of a run on a split, each float64 `(examples,)`; empty if none were stored."""
         query = "SELECT prediction, reference FROM predictions WHERE run_id = ? AND split = ? ORDER BY example"
@@ -231,10 +237,14 @@ class Store:
             rows = self._db.read(f"SELECT * FROM runs {where} ORDER BY created_at, rowid", values)
             chosen = f"SELECT run_id FROM runs {where}"
             found = self._db.read(f"SELECT * FROM metrics WHERE run_id IN ({chosen}) ORDER BY rowid", values)
+            counted = self._db.read(f"SELECT * FROM costs WHERE run_id IN ({chosen}) ORDER BY name", values)
         metrics: dict[str, dict[str, MetricValue]] = {row["run_id"]: {} for row in rows}
+        costs: dict[str, dict[str, float]] = {row["run_id"]: {} for row in rows}
+        for row in counted:
+            costs[row["run_id"]][row["name"]] = _number(row["value"])
         for row in found:
             metrics[row["run_id"]][row["name"]] = MetricValue(_number(row["value"]), _number(row["se"]), row["n"])
-        return [_record(row, metrics[row["run_id"]]) for row in rows]
+        return [_record(row, metrics[row["run_id"]], costs[row["run_id"]]) for row in rows]
 
 
 def _columns(record: RunRecord) -> dict[str, object]:
@@ -257,12 +267,12 @@ def _columns(record: RunRecord) -> dict[str, object]:
     }
 
 
-def _record(row: Row, metrics: dict[str, MetricValue]) -> RunRecord:
+def _record(row: Row, metrics: dict[str, MetricValue], costs: dict[str, float]) -> RunRecord:
     values = dict(row)
     del values["created_at"], values["finished_at"]
     values |= {name: json.loads(values[name]) for name in _JSON}
     values["train_seconds"] = _number(values["train_seconds"])
-    return RunRecord(**values, metrics=metrics)
+    return RunRecord(**values, metrics=metrics, costs=costs)
 
 
 def _number(value: float | None) -> float:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rankwise.errors import AllocationError, BudgetError, ConfigError, DataError, Finding, TrainingError
 from rankwise.experiments.checks import wrong_way
-from rankwise.experiments.progress import TrialsReporter
+from rankwise.experiments.progress import Reporter
 from rankwise.experiments.runner import data_of, inputs_of, run, total_steps
 from rankwise.experiments.schema import RunConfig, SweepConfig
 from rankwise.experiments.store import Store
-from rankwise.experiments.sweep_locks import alive, locked
+from rankwise.experiments.sweep_locks import alive, locked, locks_of
 from rankwise.experiments.sweep_progress import TrialReporter
 from rankwise.experiments.sweep_queue import OUTCOME, STOPPED, Claim, Queue
 from rankwise.experiments.sweep_results import Trial, trial_of
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 INPUTS = "inputs"
 _POLL_SECONDS = 1.0
-_TOO_LARGE = ("OutOfMemoryError", "MemoryError")
-"""What a choice of values can run into that says nothing about the others: torch's error, and Python's."""
 
 
 @dataclass(frozen=True)
@@ -164,12 +162,12 @@ class Place:
     storage: "RDBStorage"
     store: Store
     output: Path
-    reporter: TrialsReporter
+    reporter: Reporter
 
     @property
     def locks(self) -> Path:
         """Folder of the locks of all workers that share the results store."""
-        return self.store.path.parent / f".{self.store.path.name}.locks"
+        return locks_of(self.store.path)
 
 
 def work(sweep: Sweep, place: Place) -> list[Trial]:
@@ -219,11 +217,7 @@ def _attempt(sweep: Sweep, claim: Claim, queue: Queue, place: Place) -> None:
         reason_text = _one_line(error)
         _tell(claim, TrialState.FAIL, {OUTCOME: "failed", "reason": reason_text})
         place.reporter.skip(f"trial {claim.ticket}: {in_words(values)}: failed: {reason_text}")
-    except BaseException as error:
-        if type(error).__name__ in _TOO_LARGE:
-            _tell(claim, TrialState.FAIL, {OUTCOME: "failed", "reason": "out of memory"})
-            place.reporter.skip(f"trial {claim.ticket}: failed: out of memory")
-            return
+    except BaseException:
         _tell(claim, TrialState.FAIL, {STOPPED: True})
         raise
 

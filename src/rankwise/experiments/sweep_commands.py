@@ -21,7 +21,7 @@ from rankwise.experiments.sweep_folder import BEST, claim_folder, name_runs, wri
 from rankwise.experiments.sweep_locks import locked
 from rankwise.experiments.sweep_results import Trial, best_of, notes, trial_json
 from rankwise.experiments.sweep_space import in_words
-from rankwise.experiments.sweep_storage import open_storage, shown_url, storage_url
+from rankwise.experiments.sweep_storage import shown_url, storage_at, storage_url
 from rankwise.experiments.table import comparison_table
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ def sweep(
     url = storage_url(options.storage, folder)
     command = _without_password(command, options.storage)
     claim_folder(folder, planned, command, store or folder / STORE, shown_url(url))
-    study = open_storage(url)
-    with Store(store or folder / STORE) as opened:
+    with storage_at(url) as study, Store(store or folder / STORE) as opened:
         left = len(planned.first()) - so_far(planned, Place(url, study, opened, folder, Silent()))
         with reporter(left + planned.settings.seeds) as shown:
             place = Place(url, study, opened, folder, shown)

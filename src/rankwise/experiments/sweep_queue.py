@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rankwise.experiments.sweep_locks import is_dead, locked
 from rankwise.experiments.sweep_space import Values
-from rankwise.experiments.sweep_storage import quiet_optuna
+from rankwise.experiments.sweep_storage import one_at_a_time, quiet_optuna
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -108,6 +108,7 @@ class Queue:
                     self._storage.record_heartbeat(self._id(claim.trial.number))
                 except Exception:  # the database may be back at the next beat
                     continue
+            self._storage.remove_session()  # of this thread
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -165,7 +166,8 @@ class Queue:
         number = self._id(trial.number)
         self._storage.record_heartbeat(number)
         try:
-            return bool(self._storage.set_trial_state_values(number, TrialState.RUNNING))
+            with one_at_a_time(self._storage):
+                return bool(self._storage.set_trial_state_values(number, TrialState.RUNNING))
         except UpdateFinishedTrialError:
             return False
 

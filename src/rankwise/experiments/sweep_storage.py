@@ -7,13 +7,14 @@ module: not in messages, not in files.
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from rankwise.errors import ConfigError, Finding, MissingPackageError, StoreError
 from rankwise.experiments.redact import without_passwords
+from rankwise.experiments.sweep_locks import locked
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -111,6 +112,36 @@ def open_storage(
                 raise
             time.sleep(0.1 * 2**attempt)
     raise AssertionError("the last attempt returns or raises")
+
+
+def one_at_a_time(storage: "RDBStorage") -> AbstractContextManager[None]:
+    """Keeps other workers of a study in an SQLite file waiting, by a lock beside the file.
+
+    Optuna reads a trial's state and writes it later. PostgreSQL locks the row in between, SQLite cannot: two workers
+    would both find a trial waiting, and both take it.
+
+    Raises:
+        OutputError: the lock cannot be written.
+    """
+    file = storage.engine.url.database
+    if storage.engine.name != "sqlite" or not file or ":memory:" in file:
+        return nullcontext()
+    return locked(Path(file).parent, Path(file).name)
+
+
+@contextmanager
+def storage_at(url: str) -> "Iterator[RDBStorage]":
+    """The storage for a while; its connections to the database are closed at the end.
+
+    Raises:
+        MissingPackageError, StoreError: as `open_storage`.
+    """
+    storage = open_storage(url)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def _make_folder(url: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rankwise.errors import DataError
+from rankwise.experiments.plain_table import plain_table
 from rankwise.experiments.records import RunRecord
 from rankwise.experiments.statistics import Comparison, TimeRatio, summarise, time_ratio
 from rankwise.tasks.base import MetricValue
@@ -90,24 +91,13 @@ def comparison_table(records: Sequence[RunRecord], comparisons: Sequence[Compari
     Raises:
         DataError: no completed run has a metric.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
     rows, metric = table_rows(records, comparisons), primary_metric(records)
     reference = comparisons[0].reference if comparisons else None
     words, counts = metric.replace("_", "\n"), {row.metric.n for row in rows}
     same_n = counts.pop() if len(counts) == 1 else None
-    table = Table(
-        title=Text(_title(records)),  # plain text: brackets in names and intervals are no markup
-        caption=Text(_footnote(records, rows, metric, reference)),
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title_justify="left",
-        caption_justify="left",
-    )
+    table = plain_table(_title(records), _footnote(records, rows, metric, reference))
     table.add_column("method", vertical="bottom", overflow="fold")  # the only column that may break, if one must
     headers = ["final\nparams", "peak\nparams", f"{words}\n± SE" + (f", n = {same_n}" if same_n else " (n)")]
     if reference is not None:

@@ -73,6 +73,17 @@ def trials(plan: Plan) -> list[TuningTrial]:
     return [] if tuning is None else _trials(plan, {place: list(tuning.learning_rates) for place in _places(plan)})
 
 
+def every_run(plan: Plan) -> list[RunConfig]:
+    """What a plan takes: the trials of its grid, then its runs, each once."""
+    found = [*(trial.config for trial in trials(plan)), *(run.config for run in plan.runs)]
+    return list({config.run_id: config for config in found}.values())
+
+
+def tried(plan: Plan, do: Do) -> tuple[TriedRate, ...]:
+    """What came of the grid's trials, for a search that is not over: nothing is chosen and no grid grows."""
+    return tuple(_done(trials(plan), do).values())
+
+
 def tune(plan: Plan, do: Do) -> TuningResult:
     """Try all rates, extend grids whose best is at an end, and choose: best on the held-out examples, then smaller.
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rankwise.experiments.plain_table import plain_table
 from rankwise.experiments.plan import COSTS, ClaimConfig
 from rankwise.experiments.verdicts import ClaimVerdict
 
@@ -50,23 +51,13 @@ def interval(found: ClaimVerdict) -> str:
 
 def verdict_table(found: Sequence[ClaimVerdict], alpha: float) -> "Table":
     """One row per claim."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
     share = f"{100 * (1 - 2 * alpha):g}"
-    table = Table(
-        title=Text("Verdicts"),
-        caption=Text(
-            f"interval: {share} %, noise of seeds and examples; p: one-sided, by Holm over the plan's claims\n"
-            "differences are in the metric's unit, costs are ratios"
-        ),
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title_justify="left",
-        caption_justify="left",
+    table = plain_table(
+        "Verdicts",
+        f"interval: {share} %, noise of seeds and examples; p: one-sided, by Holm over the plan's claims\n"
+        "differences are in the metric's unit, costs are ratios",
     )
     for name in ("claim", "verdict"):
         table.add_column(name, overflow="fold")

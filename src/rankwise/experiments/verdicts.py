@@ -7,6 +7,7 @@ at every budget counting as one task there. Over the claims of a plan p-values a
 between runs of the reference arm, and the smallest true effect that the runs could have been expected to find.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,15 +19,17 @@ from rankwise.experiments.claim_examples import on_examples
 from rankwise.experiments.claim_power import NoiseFloor, holm, noise_floor, smallest_effect, what_would_settle
 from rankwise.experiments.claim_statistics import Array, Tasks, evidence
 from rankwise.experiments.claim_tests import ClaimResult, bound, judge
-from rankwise.experiments.plan import COSTS, MAIN, ClaimConfig, PlanConfig
+from rankwise.experiments.plan import COSTS, MAIN, MEASURES, OF_THE_MACHINE, ClaimConfig, PlanConfig
 from rankwise.experiments.plan_runs import PlannedRun
 from rankwise.experiments.records import RunRecord
 from rankwise.experiments.statistics import Predictions, variance_of_examples
 from rankwise.tasks.metrics import METRICS
 
 Word: TypeAlias = Literal["supported", "refuted", "inconclusive", "not tested", "not testable"]
-COUNTED = ("parameters", "peak_parameters")
-"""Costs without noise."""
+RECORDED = ("train_seconds", "parameters", "peak_parameters")
+"""Costs that every run has; the others were counted when it was done, if they could be."""
+COUNTED = tuple(name for name in COSTS if name not in OF_THE_MACHINE)
+"""Costs that are counted, not timed: the same run has the same ones."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ def _judge(
         if left_out:
             why = f"the plan at this profile leaves out {', '.join(left_out)}"
         return ClaimVerdict(claim, "not tested", None, math.nan, (), missing, why or "no run is about it")
+    if why := _unusable(claim.metric, [records[name] for name in ids]):
+        return ClaimVerdict(claim, "not tested", None, math.nan, (), (), why)
     places = cells(claim, wanted, records)
     result = result_of(claim, places, plan.protocol.alpha, plan.protocol.tasks, predictions)
     return ClaimVerdict(
@@ -166,9 +171,32 @@ def measured(metric: str, run: RunRecord) -> float:
     Raises:
         KeyError: the run has no such metric.
     """
-    if metric in COSTS:
+    if metric in RECORDED:
         return float(getattr(run, metric))
+    if metric in (*COSTS, *MEASURES):
+        return run.costs[metric]
     return run.metrics[next(iter(run.metrics)) if metric == MAIN else metric].value
+
+
+def _unusable(metric: str, runs: Sequence[RunRecord]) -> str:
+    """Why these runs cannot be compared in this, or nothing."""
+    without = [run.run_id for run in runs if not _has(metric, run)]
+    if without:
+        what = "main metric that is a number" if metric == MAIN else metric
+        return f"{len(without)} of {len(runs)} runs have no {what} ({without[0]})"
+    machines = {json.dumps(run.environment.get("machine"), sort_keys=True, default=str) for run in runs}
+    if metric in OF_THE_MACHINE and len(machines) > 1:
+        return f"its runs were measured on {len(machines)} different machines, and {metric} only compares on one"
+    return ""
+
+
+def _has(metric: str, run: RunRecord) -> bool:
+    """Whether it was measured, and is a number that its kind of claim can be tested with: no ratio without a size."""
+    try:
+        value = measured(metric, run)
+    except (KeyError, StopIteration):
+        return False
+    return math.isfinite(value) and (metric not in COSTS or value > 0)
 
 
 def result_of(
@@ -193,7 +221,7 @@ def result_of(
     if claim.metric in COSTS:
         return judge(kind, evidence([np.log(row) for row in rows], tasks, rounding=1e-9), alpha, above, below, "ratio")
     found = evidence(rows, tasks)
-    if predictions is not None:
+    if predictions is not None and claim.metric not in MEASURES:
         found = on_examples(found, *examples_noise(claim.metric, places, predictions))
     return judge(kind, found, alpha, above, below)
 
@@ -271,6 +299,8 @@ def _counted(rows: Sequence[Array], kind: str, above: float, below: float, alpha
 
 
 def _higher_is_better(claim: ClaimConfig, places: Sequence[Cell]) -> bool:
+    if claim.metric in MEASURES:
+        return True
     name = next(iter(places[0].arm[0].metrics)) if claim.metric == MAIN else claim.metric
     return METRICS[name].higher_is_better
 

@@ -165,7 +165,12 @@ def test_stopped_command_takes_its_workers_along(engine, address, sent, tmp_path
         pytest.skip("Slurm jobs outlive the command on purpose; their results are taken by the next one")
     script, output = tmp_path / "start.py", tmp_path / "out"
     script.write_text(STARTED.format(tests=str(TESTS), output=str(output), address=address, engine=engine))
-    process = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, script],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell passes it on as ignored
+    )
     deadline = time.monotonic() + 150
     marks = [tmp_path / "tries-1", tmp_path / "tries-2"]
     while not all(mark.exists() and mark.read_text().strip() for mark in marks):

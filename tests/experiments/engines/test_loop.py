@@ -12,7 +12,7 @@ from rankwise.experiments.engines.loop import Runs, carry_out
 from rankwise.experiments.engines.work import do
 from rankwise.experiments.progress import Silent
 from rankwise.experiments.store import Store
-from rankwise.experiments.store_merge import Shard
+from rankwise.experiments.store_merge import Shard, settle
 
 
 class Here(Engine):
@@ -75,6 +75,39 @@ def go(output, count=7, lose=None, interrupt_after=10**9, function=engine_runs.o
 
 def tries(tmp_path):
     return {int(path.name.split("-")[1]): len(path.read_text().split()) for path in tmp_path.glob("tries-*")}
+
+
+def test_a_worker_that_leaves_nothing_here_is_not_tried_again(tmp_path, monkeypatch):
+    """Its run folder is not ours (a file system that is not shared): training three times would come to the same."""
+    done = []
+
+    def elsewhere(self):
+        job = self.jobs.pop()
+        done.append(job.run_id)
+        return [Ended(job.run_id, through=True)]
+
+    monkeypatch.setattr(Here, "ended", elsewhere)
+    with pytest.raises(TrainingError, match=r"2 of 2 runs failed(?s:.*)must share that folder"):
+        go(tmp_path, count=2)
+    assert len(done) == len(set(done)) == 2
+
+
+def test_what_another_command_in_the_folder_has_brought_is_not_done_again(tmp_path, monkeypatch):
+    real, done = Here.ended, []
+
+    def brought(self):
+        job = self.jobs[-1]
+        ended = real(self)
+        done.append(job.run_id)
+        with Store(tmp_path / "store.sqlite") as other:
+            assert settle(other, Shard(tmp_path.resolve(), job.run_id)).outcome == "completed"
+        return ended
+
+    monkeypatch.setattr(Here, "ended", brought)
+    told = go(tmp_path, count=2)
+    assert told.completed == {0, 1}
+    assert len(done) == len(set(done)) == 2
+    assert sorted(told.ended) == [0, 1]
 
 
 def test_every_run_once_and_none_left(tmp_path):

@@ -4,7 +4,9 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import engine_runs
 import pytest
@@ -14,7 +16,7 @@ from rankwise.errors import ConfigError, DataError, StoreError, TrainingError
 from rankwise.experiments.commands import CompareOptions, plan_of
 from rankwise.experiments.engines import EngineOptions, run_with
 from rankwise.experiments.engines.parcel import pack, unpack
-from rankwise.experiments.engines.queue import open_queue
+from rankwise.experiments.engines.queue import FOLDER_ID, folder_id, open_queue
 from rankwise.experiments.engines.worker import WorkerOptions, work_on
 from rankwise.experiments.progress import Silent
 from rankwise.experiments.redact import passwords, without_passwords
@@ -117,7 +119,7 @@ def together(where, output, wanted, function, workers=1):
     threads = [threading.Thread(target=command)]
     threads[0].start()
     with open_queue(where) as queue:
-        while not queue.known(str(output.resolve())):
+        while not queue.known(folder_id(output)):
             time.sleep(0.01)
     threads += [threading.Thread(target=work, args=(output.parent / f"work{i}",)) for i in range(workers)]
     for thread in threads[1:]:
@@ -146,6 +148,67 @@ def test_workers_and_command_share_nothing_but_the_queue(where, tmp_path):
     with open_queue(where) as queue:
         assert sum(queue.counts().values()) == 0
     assert not [path for path in tmp_path.glob("*/shards/*") if path.suffix != ".lock"]
+
+
+def test_folders_of_one_path_on_two_machines_do_not_take_each_others_runs(where, tmp_path):
+    wanted, output = configs(2), tmp_path / "out"
+    assert together(where, output, wanted, engine_runs.once_each)[0] == []
+    mine = folder_id(output)
+    with filled(where, 1, plan=mine) as queue:  # of the machine whose folder this was
+        assert queue.complete(queue.claim("w", 60), b"parcel")
+        output.rename(tmp_path / "elsewhere")
+        assert together(where, output, wanted, engine_runs.once_each)[0] == []
+        assert folder_id(output) != mine
+        assert queue.known(mine) == {"run000"}
+
+
+def test_a_folder_is_named_once(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(folder_id, [tmp_path / "out"] * 8))
+    assert found == {folder_id(tmp_path / "out")}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [FOLDER_ID]
+
+
+def test_a_folder_keeps_the_name_that_another_command_gave_it_in_the_middle(tmp_path, monkeypatch):
+    real, theirs = uuid.uuid4, []
+
+    def come_between():
+        if not theirs:
+            theirs.append("")
+            theirs[0] = folder_id(tmp_path / "out")
+        return real()
+
+    monkeypatch.setattr(uuid, "uuid4", come_between)
+    assert folder_id(tmp_path / "out") == theirs[0] == folder_id(tmp_path / "out")
+
+
+def test_two_plans_want_the_same_runs_of_two_workers_in_one_folder(where, tmp_path):
+    """Each worker has the files of a run for itself until it has handed them in; both plans get all of them."""
+    wanted, work = configs(3), tmp_path / "work"
+    runs = [(config.run_id, config.canonical()) for config in wanted]
+    with open_queue(where) as queue:
+        for run in runs:
+            queue.add("one", [run], 2)
+            queue.add("two", [run], 2)
+        start = threading.Barrier(2)
+
+        def worker():
+            start.wait()
+            with queue.again() as own:
+                return work_on(own, WorkerOptions(work, function=engine_runs.unhurried, poll_seconds=0.05))
+
+        with ThreadPoolExecutor(2) as pool:
+            done = [future.result() for future in [pool.submit(worker) for _ in range(2)]]
+        assert [run_id for one in done for run_id in one.failed] == []
+        for plan in ("one", "two"):
+            found = queue.through(plan, 20)
+            assert [one.run_id for one in found] == sorted(run_id for run_id, _ in runs)
+            for one in found:
+                shard = Shard(tmp_path / plan, one.run_id)
+                unpack(one.result, shard)
+                with Store(shard.path) as store:
+                    assert store.completed() == {one.run_id}
+    assert list(work.glob("shards/*")) == []
 
 
 def test_failed_runs_of_workers_are_named(where, tmp_path):
@@ -257,7 +320,7 @@ def test_real_workers_one_of_them_killed(where, tmp_path, model_folder, data_fil
         run_with(None, wanted, store, here, Silent())
     there.mkdir()
     with open_queue(where) as queue:  # as the command does it, which comes later here
-        queue.add(str(there.resolve()), [(config.run_id, config.canonical()) for config in wanted], 2)
+        queue.add(folder_id(there), [(config.run_id, config.canonical()) for config in wanted], 2)
     words = [*WORKER, where, "--output", str(work), "--lease", "10"]
     first = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 150

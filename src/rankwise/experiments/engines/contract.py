@@ -50,10 +50,15 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Ended:
-    """A worker is through with a run, or gone; `reason` says how it went where the engine knows."""
+    """A worker is through with a run, or gone.
+
+    `reason` says how it went where the engine knows; `through`, that the worker came to its own end: what it left must
+    be there then, and trying again would be no use.
+    """
 
     run_id: str
     reason: str = ""
+    through: bool = False
 
 
 class Engine(ABC):
@@ -61,6 +66,15 @@ class Engine(ABC):
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
+
+    @classmethod
+    def at_once(cls, options: EngineOptions) -> int | None:
+        """How many runs it would do at a time; starts nothing. None: only those who start workers know.
+
+        Raises:
+            ConfigError: options that it cannot do anything with.
+        """
+        return options.workers
 
     @abstractmethod
     def room(self) -> int:

@@ -55,6 +55,7 @@ class Schedule:
         loads: seconds of work of each worker, longest first.
         groups: what is left to do.
         price_per_hour: of one worker, in whatever currency.
+        workers_from: where the number of workers is known from, in words.
     """
 
     total: int
@@ -63,6 +64,7 @@ class Schedule:
     loads: tuple[float, ...]
     groups: tuple[Group, ...]
     price_per_hour: float | None = None
+    workers_from: str = ""
 
     @property
     def wall_hours(self) -> float:
@@ -86,6 +88,7 @@ class Schedule:
             "in_the_store": self.done,
             "to_do": self.total - self.done,
             "workers": self.workers,
+            "workers_from": self.workers_from,
             "waves": math.ceil((self.total - self.done) / self.workers),
             "wall_hours": self.wall_hours,
             "worker_hours": self.worker_hours,
@@ -109,6 +112,8 @@ class Schedule:
             f"wall clock {self.wall_hours:,.2f} h, work {self.worker_hours:,.2f} worker-hours",
             "load per worker: " + ", ".join(f"{which} {hours:,.2f} h" for which, hours in load.items()),
         ]
+        if self.workers_from:
+            lines.insert(1, f"workers: {self.workers_from}")
         if self.cost is not None:
             lines.append(
                 f"cost {self.cost:,.2f}: {_count(self.workers, 'worker')} for {self.wall_hours:,.2f} h at "

@@ -34,7 +34,12 @@ class LocalEngine(Engine):
 
     def __init__(self, options: EngineOptions) -> None:
         super().__init__(options)
-        self._places: list[_Worker | None] = [None] * workers_here(options)
+        self._places: list[_Worker | None] = [None] * self.at_once(options)
+
+    @classmethod
+    def at_once(cls, options: EngineOptions) -> int:
+        """As many as were asked for, or as this machine carries."""
+        return workers_here(options)
 
     def room(self) -> int:
         """Workers without a run."""
@@ -85,7 +90,8 @@ class LocalEngine(Engine):
             worker = None
         if worker is None:
             worker = self._places[place] = _start(place, self.options.resources)
-            worker.pipe.send(job)
+            with suppress(OSError):  # it died at once: `ended` hears that
+                worker.pipe.send(job)
         worker.job = job
 
     def _ended(self, place: int, worker: _Worker) -> Ended:

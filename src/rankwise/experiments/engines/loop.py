@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankwise.errors import TrainingError
+from rankwise.experiments.compare import refuse_failed
 from rankwise.experiments.engines.contract import Ended, Engine, EngineOptions
 from rankwise.experiments.engines.work import Job, one_run
 from rankwise.experiments.progress import Reporter
@@ -17,6 +17,10 @@ from rankwise.interrupts import check_interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+NOTHING_HERE = (
+    "its worker ended well, but left nothing in the run folder here: workers on other machines must share that folder"
+)
 
 
 class Runs:
@@ -48,8 +52,10 @@ class Runs:
         """Bring the rows of a run whose worker is through with it into the store."""
         config = self.configs[run_id]
         settled = settle(self._store, Shard(self._output, run_id), lambda: self._inputs_of(config))
-        if settled.outcome == "completed" and (record := self._store.get(run_id)):
+        record = None if settled.outcome == "failed" else self._store.get(run_id)
+        if record is not None and record.status == "completed":  # brought by us, or by another command in this folder
             self._reporter.end(record, reused=False)
+            return Settled("completed")
         return settled
 
     def close(self) -> None:
@@ -67,12 +73,7 @@ class Runs:
         for run_id in self.configs:
             if run_id not in done:
                 self.failed.setdefault(run_id, "ended without a result")
-        if self.failed:
-            listed = "".join(f"\n  {run_id}: {reason}" for run_id, reason in self.failed.items())
-            raise TrainingError(
-                f"{len(self.failed)} of {len(self.configs)} runs failed; the others are kept, and the same command "
-                f"tries the failed ones again:{listed}"
-            )
+        refuse_failed(self.failed, len(self.configs))
 
     def _inputs_of(self, config: RunConfig) -> Mapping[str, object]:
         """Hashes of a config's data and model, looked up once for all runs that share them."""
@@ -118,6 +119,8 @@ def _hand_out(engine: Engine, runs: Runs, waiting: deque[Job], under_way: dict[s
             settled = runs.settle(ended.run_id)
             if settled.outcome == "failed":
                 runs.failed[ended.run_id] = settled.reason
+            elif settled.outcome == "lost" and ended.through:
+                runs.failed[ended.run_id] = NOTHING_HERE
             elif settled.outcome == "lost":
                 lost[ended.run_id] += 1
                 if lost[ended.run_id] <= retries:

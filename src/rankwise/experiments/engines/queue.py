@@ -4,20 +4,27 @@ This process puts the runs in, waits and collects. It may be stopped: the worker
 what they have done.
 """
 
+import os
+import sys
 import time
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from rankwise.errors import ConfigError, DataError, Finding
+from rankwise.errors import ConfigError, DataError, Finding, OutputError
 from rankwise.experiments.engines.contract import ENGINES, PATIENCE_SECONDS, Ended, Engine, EngineOptions
 from rankwise.experiments.engines.parcel import unpack
 from rankwise.experiments.engines.queue_contract import RunQueue, Through, patiently
 from rankwise.experiments.engines.queue_postgres import PostgresQueue, is_url
 from rankwise.experiments.engines.queue_sqlite import SqliteQueue
 from rankwise.experiments.engines.work import Job
+from rankwise.experiments.redact import without_passwords
 from rankwise.experiments.store_merge import Shard
 
 AT_ONCE = 50
+FOLDER_ID = "queue.id"
+"""File in a run folder that names its runs in queues."""
 LOOK_SECONDS = 60.0
 """How often to look whether somebody has taken runs out of the queue: they would be waited for in vain."""
 
@@ -32,19 +39,46 @@ def open_queue(where: str) -> RunQueue:
     return PostgresQueue(where) if is_url(where) else SqliteQueue(Path(where))
 
 
+def folder_id(folder: Path) -> str:
+    """What names a run folder's runs in a queue, made up once. A path would not do: other machines have it as well.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    file = folder / FOLDER_ID
+    if not file.is_file():
+        mine = folder / f".{FOLDER_ID}-{uuid.uuid4().hex}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            mine.write_text(f"{folder.name}-{uuid.uuid4().hex}", encoding="utf-8")
+            with suppress(FileExistsError):  # another command in the same folder was first
+                os.link(mine, file)
+        except OSError as error:
+            raise OutputError(f"cannot write {file}: {error.strerror}") from error
+        finally:
+            mine.unlink(missing_ok=True)
+    return file.read_text(encoding="utf-8")
+
+
 @ENGINES.register("queue")
 class QueueEngine(Engine):
     """Plain `rankwise worker` processes; `address` is the queue: `postgresql://…`, or a SQLite file on one machine."""
 
     def __init__(self, options: EngineOptions) -> None:
         super().__init__(options)
-        if not options.address:
-            message = "is missing; name the queue: postgresql://USER@HOST/DATABASE, or a SQLite file on this machine"
-            raise ConfigError("engine 'queue'", [Finding("--address", message)])
-        self._queue = open_queue(options.address)
+        self.at_once(options)
+        self._queue = open_queue(options.address or "")
         self._jobs: dict[str, Job] = {}
         self._collected: list[str] = []
         self._plan, self._looked = "", time.monotonic()
+
+    @classmethod
+    def at_once(cls, options: EngineOptions) -> int | None:
+        """Only the workers know; but they need a queue."""
+        if not options.address:
+            message = "is missing; name the queue: postgresql://USER@HOST/DATABASE, or a SQLite file on this machine"
+            raise ConfigError("engine 'queue'", [Finding("--address", message)])
+        return options.workers
 
     def room(self) -> int:
         """No limit: waiting is what a queue is for."""
@@ -52,11 +86,16 @@ class QueueEngine(Engine):
 
     def start(self, jobs: Sequence[Job]) -> None:
         """Put the runs into the queue, those left by an earlier command excepted."""
-        self._plan = jobs[0].output
+        self._plan = folder_id(Path(jobs[0].output))
         self._jobs.update((job.run_id, job) for job in jobs)
         self._forget()
         pairs = [(job.run_id, job.config) for job in jobs]
         patiently(lambda: self._queue.add(self._plan, pairs, self.options.retries))
+        where = without_passwords(self.options.address or "")
+        print(
+            f"{len(jobs)} runs wait in the queue; `rankwise worker {where}` does them, here or elsewhere",
+            file=sys.stderr,
+        )
 
     def ended(self) -> list[Ended]:
         """Runs that came back; their shards and checkpoints are put where a local worker would have put them."""
@@ -96,7 +135,7 @@ class QueueEngine(Engine):
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return []
         self._looked = time.monotonic()
-        there = self._queue.known(self._plan)
+        there = patiently(lambda: self._queue.known(self._plan))
         gone = [run_id for run_id in self._jobs if run_id not in there]
         for run_id in gone:
             del self._jobs[run_id]

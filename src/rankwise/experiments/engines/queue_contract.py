@@ -22,7 +22,7 @@ TRIES = 6
 STATES = ("waiting", "running", "completed", "failed")
 
 _TABLE = """CREATE TABLE IF NOT EXISTS rankwise_queue (
-    plan TEXT NOT NULL,                  -- run folder of the command that wants the run
+    plan TEXT NOT NULL,                  -- names the run folder of the command that wants the run
     run_id TEXT NOT NULL,
     position INTEGER NOT NULL,           -- order in which runs are taken
     config TEXT NOT NULL,                -- canonical JSON of the run config

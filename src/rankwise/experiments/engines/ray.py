@@ -39,6 +39,11 @@ class RayEngine(Engine):
         self._task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, memory=memory, max_retries=0, max_calls=0)(do)
         self._ids: dict[Any, str] = {}
 
+    @classmethod
+    def at_once(cls, options: EngineOptions) -> int | None:
+        """What this machine carries, if it is to be the cluster; another cluster is not asked."""
+        return workers_here(options) if options.address is None else options.workers
+
     def room(self) -> int:
         """Places in Ray's queue; it grows and shrinks with the cluster."""
         needs, there = self.options.resources, self._ray.cluster_resources()
@@ -58,7 +63,8 @@ class RayEngine(Engine):
         ready, _ = self._ray.wait(refs, num_returns=1, timeout=PATIENCE_SECONDS)
         if ready:
             ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
-        return [Ended(self._ids.pop(ref), self._how(ref)) for ref in ready]
+        how = [(self._ids.pop(ref), self._how(ref)) for ref in ready]
+        return [Ended(run_id, reason, through=not reason) for run_id, reason in how]
 
     def close(self, *, stop: bool) -> None:
         """Cancel what runs, if asked to, and leave the cluster; one that was started here ends."""

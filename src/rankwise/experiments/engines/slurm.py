@@ -34,7 +34,13 @@ class SlurmEngine(Engine):
         self._jobs: dict[str, Any] = {}
         self._executor: Any = None
         self._folder = Path()
-        self._at_once = workers_here(options) if self._local else options.workers or JOBS_AT_ONCE
+        self._at_once = self.at_once(options)
+
+    @classmethod
+    def at_once(cls, options: EngineOptions) -> int:
+        """Jobs in the queue at a time; without Slurm as many as this machine carries."""
+        here, _ = _read(options.address)
+        return workers_here(options) if here else options.workers or JOBS_AT_ONCE
 
     def room(self) -> int:
         """Jobs that may still be in the queue."""
@@ -54,7 +60,8 @@ class SlurmEngine(Engine):
         done = [run_id for run_id, job in self._jobs.items() if job.done()]
         if not done:
             time.sleep(PATIENCE_SECONDS)
-        return [Ended(run_id, self._how(self._jobs.pop(run_id))) for run_id in done]
+        how = [(run_id, self._how(self._jobs.pop(run_id))) for run_id in done]
+        return [Ended(run_id, reason, through=not reason) for run_id, reason in how]
 
     def close(self, *, stop: bool) -> None:
         """Cancel what runs, if asked to, and remove submitit's files unless one tells of a failure."""

@@ -54,16 +54,27 @@ class Job:
     function: RunFunction = one_run
 
 
-def do(job: Job, reporter: Reporter | None = None) -> None:
-    """Do a run into its shard. A run that fails has not failed its worker: why is in the shard's error file."""
+def do(job: Job, reporter: Reporter | None = None, *, settle: Callable[[], None] | None = None) -> bool:
+    """Do a run into its shard. A run that fails has not failed its worker: why is in the shard's error file.
+
+    Args:
+        settle: what to do with the shard while nobody else in this folder can work on the run.
+
+    Returns:
+        Whether it was done; False: another process settled and removed it while this one waited for it.
+    """
     limit_threads(job.resources.cpus)
     shard = Shard(Path(job.output), job.run_id)
-    with shard.locked() as wanted, _failures_noted(shard):
+    with shard.locked() as wanted:
         if wanted:
-            shard.error.unlink(missing_ok=True)
-            config = RunConfig.model_validate_json(job.config)  # imports the methods: not the run's own time
-            with _time_limit(job.resources.minutes), Store(shard.path) as store:
-                job.function(config, store, shard.output, reporter)
+            with _failures_noted(shard):
+                shard.error.unlink(missing_ok=True)
+                config = RunConfig.model_validate_json(job.config)  # imports the methods: not the run's own time
+                with _time_limit(job.resources.minutes), Store(shard.path) as store:
+                    job.function(config, store, shard.output, reporter)
+            if settle is not None:
+                settle()
+    return wanted
 
 
 @contextmanager

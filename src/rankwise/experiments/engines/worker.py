@@ -13,8 +13,7 @@ from rankwise.errors import RankwiseError, StoreError
 from rankwise.experiments.engines.parcel import forget, pack
 from rankwise.experiments.engines.queue_contract import Claim, RunQueue, patiently
 from rankwise.experiments.engines.work import Job, Resources, RunFunction, do, one_run
-from rankwise.experiments.progress import Reporter, Silent
-from rankwise.experiments.records import RunRecord
+from rankwise.experiments.progress import Relay, Reporter, Silent
 from rankwise.experiments.store_merge import Shard
 from rankwise.interrupts import check_interrupt
 
@@ -67,49 +66,43 @@ def work_on(queue: RunQueue, options: WorkerOptions, reporter: Reporter | None =
         time.sleep(options.poll_seconds)
 
 
-class _Guard:
-    """Passes on what a run reports, and stops a run that was given to another worker."""
+class _Guard(Relay):
+    """Stops a run that was given to another worker."""
 
     def __init__(self, inner: Reporter) -> None:
+        super().__init__(inner)
         self.lost = threading.Event()
-        self._inner = inner
-
-    def begin(self, name: str, steps: int) -> None:
-        """Pass it on."""
-        self._inner.begin(name, steps)
 
     def step(self, step: int, loss: float | None) -> None:
         """Pass it on, unless the run is no longer ours."""
         if self.lost.is_set():
             raise StoreError("this worker was silent for too long, and the run was given to another one")
-        self._inner.step(step, loss)
-
-    def end(self, record: RunRecord, *, reused: bool) -> None:
-        """Pass it on."""
-        self._inner.end(record, reused=reused)
+        super().step(step, loss)
 
 
 def _carry_out(queue: RunQueue, claim: Claim, options: WorkerOptions, reporter: Reporter, done: Worked) -> None:
     output = options.output.resolve()
     job = Job(claim.run_id, claim.config, str(output), options.resources, options.function)
     shard, guard = Shard(output, claim.run_id), _Guard(reporter)
+
+    def settle() -> None:
+        if not guard.lost.is_set():
+            _hand_in(queue, claim, shard, done)
+
     with _beating(queue, claim, options.lease_seconds, guard):
         try:
-            do(job, guard)
+            # Another plan's run with this id, in this folder, came first and took its files along: ours is still to do.
+            while not (guard.lost.is_set() or do(job, guard, settle=settle)):
+                continue
         except KeyboardInterrupt:
             queue.give_back(claim)
             raise
-        if not guard.lost.is_set():
-            _hand_in(queue, claim, shard, done)
 
 
 def _hand_in(queue: RunQueue, claim: Claim, shard: Shard, done: Worked) -> None:
     """Put what a run left into the queue, and remove it here once it is there."""
     error = shard.why_failed()
-    try:
-        parcel = pack(shard) if error is None or shard.path.exists() else None
-    except FileNotFoundError:  # it was given to another worker in this folder, who has handed it in already
-        return
+    parcel = pack(shard) if error is None or shard.path.exists() else None
     if error is not None:
         if patiently(lambda: queue.fail(claim, error, parcel)):
             done.failed.append(claim.run_id)

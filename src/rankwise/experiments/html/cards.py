@@ -109,7 +109,8 @@ def _error(result: ClaimResult) -> str:
 
 
 def _measure(claim: ClaimConfig) -> str:
-    return "the main metric" if claim.metric == MAIN else claim.metric.replace("_", " ")
+    words = {MAIN: "the main metric", "premise": "the premise's rank correlation"}
+    return words.get(claim.metric, claim.metric.replace("_", " "))
 
 
 def _claimed(result: ClaimResult) -> str:

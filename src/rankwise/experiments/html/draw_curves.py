@@ -8,7 +8,7 @@ import numpy as np
 
 from rankwise.experiments.html.groups import Group, places_of
 from rankwise.experiments.html.inputs import TuningRow
-from rankwise.experiments.html.pictures import Picture, legend, legend_height, look, short, style
+from rankwise.experiments.html.pictures import Picture, legend, legend_height, line, look, short, style
 from rankwise.experiments.html.words import number, slug, some
 from rankwise.experiments.store import Store
 
@@ -76,7 +76,7 @@ def _learning(
         for group, (at, mean, spread) in bands.items():
             colour, _ = look(arms)[group.arm]
             axes.fill_between(at, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(at, mean, color=colour, linewidth=1.6, label=group.arm)
+            axes.plot(at, mean, line(arms, group.arm), color=colour, linewidth=1.6, label=group.arm)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("training loss, smoothed")
         style(axes)
@@ -96,7 +96,7 @@ def _learning(
 
 def draw_tuning(trials: Sequence[TuningRow], arms: Sequence[str]) -> list[Picture]:
     """The search of every arm, one figure per task and budget: an arm without one has no curve."""
-    places = dict.fromkeys((trial.task, trial.budget) for trial in trials)
+    places = dict.fromkeys((trial.task, trial.budget) for trial in trials if math.isfinite(trial.value))
     return [_tuning(place, [t for t in trials if (t.task, t.budget) == place], list(arms)) for place in places]
 
 
@@ -107,12 +107,13 @@ def _tuning(place: tuple[str, str], trials: list[TuningRow], arms: list[str]) ->
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
-        looks = look(list(dict.fromkeys([*arms, *own])))
+        all_arms = list(dict.fromkeys([*arms, *own]))
+        looks = look(all_arms)
         for arm in own:
             rows = sorted((t for t in trials if t.arm == arm), key=lambda t: t.learning_rate)
             colour, marker = looks[arm]
             x, y = [t.learning_rate for t in rows], [t.value for t in rows]
-            axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.3, label=arm)
+            axes.plot(x, y, line(all_arms, arm), color=colour, marker=marker, markersize=4.5, linewidth=1.3, label=arm)
             errors = [t.se if math.isfinite(t.se) else 0.0 for t in rows]
             if any(errors):
                 axes.errorbar(x, y, yerr=errors, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6)

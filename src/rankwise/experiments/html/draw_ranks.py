@@ -31,7 +31,24 @@ def draw_rank_maps(groups: Sequence[Group]) -> list[Picture]:
     grid = module_grid(dict.fromkeys(name for group in ranked for r in group.records for name in r.rank_pattern))
     maps = {place: mean_ranks(grid, [r.rank_pattern for r in runs]) for place, runs in places.items()}
     top = max(1.0, max(float(np.nanmax(values)) for values in maps.values()))
-    return [_picture(place, places[place], grid, values, top) for place, values in maps.items()]
+    pictures = []
+    for budget, task, arms, values in _alike(maps):
+        runs = [record for arm in arms for record in places[arm, budget, task]]
+        pictures.append(_picture((", ".join(arms), budget, task), runs, grid, values, top))
+    return pictures
+
+
+def _alike(maps: Mapping[tuple[str, str, str], np.ndarray]) -> list[tuple[str, str, list[str], np.ndarray]]:
+    """Budget, task, arms and map: arms whose ranks are the same everywhere share one."""
+    found: list[tuple[str, str, list[str], np.ndarray]] = []
+    for (arm, budget, task), values in maps.items():
+        for other_budget, other_task, arms, other in found:
+            if (other_budget, other_task) == (budget, task) and np.array_equal(values, other, equal_nan=True):
+                arms.append(arm)
+                break
+        else:
+            found.append((budget, task, [arm], values))
+    return found
 
 
 def mean_ranks(grid: Grid, patterns: Sequence[Mapping[str, int]]) -> np.ndarray:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from rankwise.experiments.html import tables
 from rankwise.experiments.html.cards import Card, card_of, word_counts
-from rankwise.experiments.html.draw_costs import draw_costs
+from rankwise.experiments.html.draw_costs import MEMORY, draw_costs, draw_measured
 from rankwise.experiments.html.draw_curves import curves_of, draw_curves, draw_tuning
 from rankwise.experiments.html.draw_forest import draw_forest
 from rankwise.experiments.html.draw_metric import draw_metric
@@ -24,7 +24,8 @@ from rankwise.experiments.html.inputs import ReportInput, reference_of
 from rankwise.experiments.html.origins import Shared, configs, environment_table, environments
 from rankwise.experiments.html.pictures import Picture
 from rankwise.experiments.html.tables import Table
-from rankwise.experiments.html.words import some
+from rankwise.experiments.html.words import MEASURED, some
+from rankwise.experiments.plan import MEASURES
 from rankwise.experiments.redact import without_passwords
 from rankwise.experiments.store import Store
 
@@ -96,8 +97,10 @@ def build_page(report: ReportInput, store: Store) -> Page:
     groups = groups_of(report.runs)
     arms = arms_of(groups)
     curves = curves_of(groups, store)
+    recorded = any(run.record.environment for run in report.runs)
     found = differences(report, store)
     reference = reference_of(report)
+    named = [name for name in MEASURED if any(verdict.claim.metric == name for verdict in report.verdicts)]
     paired = Part(
         "differences",
         "Paired differences",
@@ -108,7 +111,7 @@ def build_page(report: ReportInput, store: Store) -> Page:
         missing="" if found else f"Nothing to compare: no other arm shares a completed seed with '{reference}'.",
     )
     parts = [
-        _metric(groups, arms),
+        _metric(groups, arms, named),
         paired,
         _ranks(groups),
         Part(
@@ -119,7 +122,7 @@ def build_page(report: ReportInput, store: Store) -> Page:
             folded=(tables.curve_table(curves),) if curves else (),
             missing="" if curves else "The store holds no training losses of completed runs.",
         ),
-        _costs(groups, arms, reference),
+        _costs(groups, arms, reference, named),
         _tuning(report, arms),
         Part(
             "runs",
@@ -131,8 +134,8 @@ def build_page(report: ReportInput, store: Store) -> Page:
             "environment",
             "Environment and configs",
             _environment_lead(report),
-            folded=(environment_table(report.runs),),
-            missing="" if any(r.record.environment for r in report.runs) else "No run recorded its environment.",
+            folded=(environment_table(report.runs),) if recorded else (),
+            missing="" if recorded else "No run recorded its environment.",
         ),
     ]
     if not report.verdicts:
@@ -148,12 +151,13 @@ def build_page(report: ReportInput, store: Store) -> Page:
     return _unique_names(page)
 
 
-def _metric(groups: list[Group], arms: list[str]) -> Part:
+def _metric(groups: list[Group], arms: list[str], named: list[str]) -> Part:
+    measures = [name for name in named if name in MEASURES]
     return Part(
         "metric",
         "Metric against parameters",
         "What an arm reaches for how many adapter parameters; equal budgets stand side by side.",
-        tuple(draw_metric(groups, arms)),
+        (*draw_measured(groups, arms, measures), *draw_metric(groups, arms)),
         (tables.summary_table(groups),) if groups else (),
         missing="" if groups else "No run is completed yet, so there is no metric to show.",
     )
@@ -176,16 +180,22 @@ def _ranks(groups: list[Group]) -> Part:
     )
 
 
-def _costs(groups: list[Group], arms: list[str], reference: str) -> Part:
+def _costs(groups: list[Group], arms: list[str], reference: str, named: list[str]) -> Part:
+    counted = [name for name in named if name not in MEASURES]
+    found = tables.measured_table(groups)
     return Part(
         "costs",
         "Time and memory",
-        "Times depend on the machine and what else it did; ratios within a seed are the safer reading.",
-        tuple(draw_costs(groups, arms)),
+        "Times and memory depend on the machine and what else it did; ratios within a seed are the safer reading.",
+        (*draw_costs(groups, arms), *draw_measured(groups, arms, counted)),
         (tables.cost_table(groups, reference),) if groups else (),
-        missing="Memory is not in the store: peak parameters stand for it here, “rankwise cost” measures it."
-        if groups
-        else "No run is completed yet, so there are no costs to show.",
+        (found,) if found.rows else (),
+        missing="No run is completed yet, so there are no costs to show."
+        if not groups
+        else ""
+        if any(MEMORY in record.costs for group in groups for record in group.records)
+        else "No run says how much memory it took (runs of earlier versions, or a system that cannot tell): peak "
+        "parameters stand for it here.",
     )
 
 

@@ -161,4 +161,10 @@ def short(text: str, most: int = 28) -> str:
 
 def look(arms: list[str]) -> Mapping[str, tuple[str, str]]:
     """Colour and marker of every arm, the same in all figures; none means anything without the other."""
-    return {arm: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, arm in enumerate(arms)}
+    turns = [divmod(i, len(COLOURS)) for i in range(len(arms))]
+    return {arm: (COLOURS[i], MARKERS[(i + turn) % len(MARKERS)]) for arm, (turn, i) in zip(arms, turns, strict=True)}
+
+
+def line(arms: list[str], arm: str) -> str:
+    """Line style of an arm: its colour is that of another one where there are more arms than colours."""
+    return ("-", "--", ":", "-.")[arms.index(arm) // len(COLOURS) % 4]

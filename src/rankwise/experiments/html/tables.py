@@ -150,6 +150,18 @@ def cost_table(groups: Sequence[Group], reference: str) -> Table:
     return Table("costs", f"Costs; time ratio to {reference}", columns, rows)
 
 
+def measured_table(groups: Sequence[Group]) -> Table:
+    """What was counted when training was done: mean over seeds, its standard error and n."""
+    rows: list[tuple[Cell, ...]] = []
+    for group in groups:
+        for name in dict.fromkeys(name for record in group.records for name in record.costs):
+            each = [MetricValue(r.costs[name], math.nan, 1) for r in group.records if name in r.costs]
+            mean = summarise(each)
+            rows.append((group.task, group.budget, group.arm, name, mean.value, mean.se, len(each)))
+    columns = ("task", "budget", "arm", "measure", "mean", "standard error", "seeds")
+    return Table("measured", "Counted when training was done", columns, rows)
+
+
 def _ratio(group: Group, base: Group | None) -> tuple[Cell, Cell, Cell]:
     shared = {r.seed for r in group.records} & {r.seed for r in base.records} if base else set()
     if base is None or not shared:

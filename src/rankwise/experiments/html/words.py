@@ -5,6 +5,13 @@ import re
 
 from rankwise.experiments.table import short_count
 
+MEASURED = {
+    "premise": "rank correlation of score and worth of a module",
+    "inference_flops": "FLOPs per evaluation text, as served",
+    "active_share": "share of the adapted modules in use",
+    "total_rank": "components in use, over all modules",
+}
+"""What is counted when training is done (`run_costs`), in words."""
 NONE = "–"
 MINUS = "\u2212"
 
@@ -46,6 +53,11 @@ def count(value: float) -> str:
 def seconds(value: float) -> str:
     """A duration."""
     return NONE if math.isnan(value) else f"{value:.1f} s"
+
+
+def mebibytes(value: float) -> str:
+    """An amount of memory."""
+    return NONE if math.isnan(value) else f"{value:,.0f} MiB"
 
 
 def some(n: int, what: str) -> str:

@@ -18,9 +18,10 @@
     const fresh = new DOMParser().parseFromString(text, "text/html");
     const open = [...document.querySelectorAll("details[open]")].map((one) => one.id);
     const focus = pathOf(document.activeElement);
-    for (const id of ["progress", "main"]) document.getElementById(id).replaceWith(fresh.getElementById(id));
+    for (const id of ["title", "progress", "notes", "main"]) document.getElementById(id).replaceWith(fresh.getElementById(id));
     document.querySelector("nav").replaceWith(fresh.querySelector("nav"));
     for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+    document.title = fresh.title;
     makeSortable(document);
     if (focus.id) follow(focus)?.focus({ preventScroll: true });
   };
