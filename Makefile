@@ -9,6 +9,9 @@ PARALLEL := -n 2 --dist loadfile
 # Beside the environment, because PEFT imports both at every start where they are installed.
 QUANTISED := .quantised
 
+# Compiled files are kept: the tests start many processes, and each would compile the project again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-scale test-quantised check bench docs clean
 
@@ -20,7 +23,7 @@ setup: $(STAMP)  ## create .venv and install everything, once
 $(STAMP): pyproject.toml constraints.txt
 	@echo "setting up $(VENV): about 100 packages, 1 to 5 minutes, once"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@set -o pipefail; PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[demo,dev]" \
+	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[demo,dev]" \
 		| awk '/^(Collecting|Installing|Successfully)/ { printf "\r\033[K  %d packages  %.50s", n += /^Collecting/, $$0; fflush() } END { print "" }'
 	@touch $@
 
