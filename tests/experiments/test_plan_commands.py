@@ -19,6 +19,7 @@ from rankwise.cli import app
 from rankwise.errors import AllocationError, DivergedError, RankwiseError, TrainingError
 from rankwise.experiments import compare as comparing
 from rankwise.experiments import plan_model
+from rankwise.experiments.engines.work import Job, do
 from rankwise.experiments.frozen import freeze
 from rankwise.experiments.judgement import completed
 from rankwise.experiments.plan_commands import compare_plan
@@ -28,6 +29,7 @@ from rankwise.experiments.records import RunRecord
 from rankwise.experiments.runner import data_of
 from rankwise.experiments.spreading import How
 from rankwise.experiments.store import Store
+from rankwise.experiments.store_merge import Shard
 from rankwise.experiments.sweep_locks import locks_of
 from rankwise.experiments.tuning import trials
 from rankwise.experiments.verdicts import verdicts
@@ -358,6 +360,53 @@ def test_the_last_of_several_commands_takes_the_folder_of_locks_away(file, tmp_p
     with Store(tmp_path / "store.sqlite") as store, pytest.raises(DivergedError) if fails else nullcontext():
         comparing.run_all([load_plan(file).runs[0].config], store, tmp_path, Silent())
     assert not locks_of(tmp_path / "store.sqlite").exists()
+
+
+def test_a_command_waits_for_the_worker_of_an_engine_and_takes_what_it_made(file, tmp_path, monkeypatch, capsys):
+    begun, working = [], threading.Event()
+    invented(monkeypatch, lambda config: begun.append(config.run_id))
+    config = load_plan(file).runs[0].config
+    shard = Shard(tmp_path, config.run_id)
+
+    def worker():
+        with shard.locked():
+            working.set()
+            time.sleep(0.5)
+            with Store(shard.path) as store:
+                comparing.run(config, store, tmp_path, Silent())
+
+    with Store(tmp_path / "store.sqlite") as store, ThreadPoolExecutor(1) as pool:
+        made = pool.submit(worker)
+        assert working.wait(30)
+        comparing.run_all([config], store, tmp_path, Silent())
+        made.result()
+        assert begun == [config.run_id]
+        assert store.completed() == {config.run_id}
+    assert f"another command is doing {config.run_id}; this one waits for it" in capsys.readouterr().err
+    assert not shard.path.parent.exists()
+
+
+def test_the_worker_of_an_engine_leaves_a_run_that_a_command_did_meanwhile(file, tmp_path, monkeypatch):
+    begun, working = [], threading.Event()
+    monkeypatch.setattr("rankwise.experiments.engines.work.limit_threads", lambda cpus: None)
+    invented(monkeypatch, lambda config: begun.append(config.run_id) or working.set() or time.sleep(0.5))
+    config = load_plan(file).runs[0].config
+    job = Job(config.run_id, config.canonical(), str(tmp_path), function=unwanted)
+
+    def command():
+        with Store(tmp_path / "store.sqlite") as store:
+            return comparing.run_all([config], store, tmp_path, Silent())
+
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(command)
+        assert working.wait(30)
+        assert do(job) is False
+        assert made.result() == begun == [config.run_id]
+    assert not (tmp_path / "shards").exists()
+
+
+def unwanted(config, store, output, reporter=None):
+    raise AssertionError("the run is done already")
 
 
 def test_a_run_that_fails_does_not_keep_the_others_from_being_done(file, tmp_path, monkeypatch):

@@ -22,9 +22,10 @@ from rankwise.errors import (
 )
 from rankwise.experiments.progress import Reporter
 from rankwise.experiments.results import write_atomically
-from rankwise.experiments.runner import CHECKPOINTS, assist, data_of, run, total_steps
+from rankwise.experiments.runner import CHECKPOINTS, assist, data_of, inputs_of, run, total_steps
 from rankwise.experiments.schema import ModelConfig, RunConfig, TrainingConfig, method_registry
 from rankwise.experiments.store import Store
+from rankwise.experiments.store_merge import Shard, no_worker
 from rankwise.experiments.sweep_locks import locked, locks_of
 from rankwise.tasks.base import TaskConfig
 
@@ -99,7 +100,7 @@ def run_all(configs: Sequence[RunConfig], store: Store, output: Path, reporter: 
     failed: dict[str, str] = {}
     for config in configs:
         try:
-            with _alone(config, store):
+            with _alone(config, store, output.resolve()):
                 run(config, store, output, reporter)
         except RankwiseError as error:
             if len(configs) == 1 or not isinstance(error, _survived()):
@@ -111,15 +112,18 @@ def run_all(configs: Sequence[RunConfig], store: Store, output: Path, reporter: 
 
 
 @contextmanager
-def _alone(config: RunConfig, store: Store) -> Iterator[None]:
-    """Keep other commands with this store from doing the same run at the same time; they find it done."""
+def _alone(config: RunConfig, store: Store, output: Path) -> Iterator[None]:
+    """Keep other commands from doing the same run at the same time, with this store or in this folder."""
 
     def say() -> None:
         print(f"rankwise: another command is doing {config.run_id}; this one waits for it", file=sys.stderr)
 
-    folder = locks_of(store.path)
+    folder, shard = locks_of(store.path), Shard(output, config.run_id)
     try:
-        with locked(folder, config.run_id, busy=say, tidy=True):
+        with (
+            locked(folder, config.run_id, busy=say, tidy=True),
+            no_worker(shard, store, lambda: inputs_of(config), say),
+        ):
             yield
     finally:
         with suppress(OSError):

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from rankwise.errors import StoreError
+from rankwise.errors import OutputError, StoreError
 from rankwise.experiments.records import RunRecord
 from rankwise.experiments.results import write_atomically
 from rankwise.experiments.runner import CHECKPOINTS
 from rankwise.experiments.store import Store
+from rankwise.interrupts import check_interrupt
 
 try:
     import fcntl
@@ -51,13 +52,29 @@ class Shard:
         return self.path.with_suffix(".lock")
 
     @contextmanager
-    def locked(self) -> Iterator[bool]:
-        """Wait until no other process works on the run. False: it was settled meanwhile, so there is nothing to do."""
-        self.lock.parent.mkdir(parents=True, exist_ok=True)
-        with self.lock.open("a") as file:
+    def locked(self, busy: Callable[[], None] | None = None) -> Iterator[bool]:
+        """Wait until no other process works on the run; `busy` is called if that takes a while.
+
+        Gives False if it was settled meanwhile, so that there is nothing to do.
+
+        Raises:
+            OutputError: the run folder cannot be written.
+        """
+        with self._opened() as file:
             if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                _wait_for(file, busy)
             yield self._still_there(file)
+
+    def _opened(self) -> IO[str]:
+        while True:
+            check_interrupt()
+            try:
+                self.lock.parent.mkdir(parents=True, exist_ok=True)
+                return self.lock.open("a")
+            except FileNotFoundError:  # a process that is through took the empty folder away just now
+                continue
+            except OSError as error:
+                raise OutputError(f"cannot write {self.lock.parent}: {error.strerror or error}") from error
 
     def _still_there(self, file: IO[str]) -> bool:
         try:
@@ -82,6 +99,34 @@ class Shard:
         """Remove the folder of all shards if it is empty."""
         with suppress(OSError):
             self.path.parent.rmdir()
+
+
+def _wait_for(file: IO[str], busy: Callable[[], None] | None) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if busy is not None:
+            busy()
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+@contextmanager
+def no_worker(shard: Shard, store: Store, inputs: Inputs, busy: Callable[[], None]) -> Iterator[None]:
+    """Keep the workers of engines in this run folder from a run that is done here, without one.
+
+    What a worker has finished already comes into the store first, and the run is found there.
+    """
+    done = False
+    while not done:
+        with shard.locked(busy) as ours:
+            if ours:
+                settle(store, shard, inputs)
+                done = True
+                try:
+                    yield
+                finally:
+                    shard.remove()
+                    shard.remove_folder()
 
 
 @dataclass(frozen=True)
