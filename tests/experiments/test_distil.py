@@ -138,6 +138,7 @@ def test_the_card_says_what_it_is(runs, tmp_path):
         ({"learning_rate": float("nan")}, "--learning-rate: nan"),
         ({"learning_rate": 5.0}, "--learning-rate: 5.0 is not possible; it must be above 0 and at most 1"),
         ({"choice": Choice(method="lora")}, "has an adapter that is the same for every input"),
+        ({"text": "sentence"}, "(?s)distil.*--text: only goes with --task"),
     ],
 )
 def test_wrong_use(runs, tmp_path, changes, message):

@@ -84,7 +84,7 @@ class ConditionalMethod(DecidingMethod, ABC):
         self.costs = {name: matrix.cost for name, matrix in self.matrices.items()}
         self.target: Target = resolve_budget(model, config, self.matrices)
         self.config, self.seed, self.total_steps = config, seed, total_steps
-        peft_config = self.peft_config(self.left_for_ranks(model))
+        peft_config = self.peft_config(self.left_for_ranks())
         self.model = attach_lora(model, self.matrices, config=peft_config, seed=seed)
         self.tracker = Tracker(
             target=float(config.active),
@@ -122,7 +122,7 @@ class ConditionalMethod(DecidingMethod, ABC):
     def logits(self) -> Tensor:
         """Of the gates, (examples, modules), with a graph to the routers, for what was recorded since the last step."""
 
-    def left_for_ranks(self, model: nn.Module) -> Target:
+    def left_for_ranks(self) -> Target:
         """The budget without what routers cost, in whole ranks."""
         advice = "make the routers smaller (router_hidden, or router: shared)"
         return self.left_after(self.overhead(), "routers", advice)

@@ -14,7 +14,7 @@ from typing import Literal, final
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankwise.adapters.attach import ADAPTER, adapted_layers
 from rankwise.adapters.conditional.rad_bank import fill_banks, smallest_banks
@@ -173,7 +173,7 @@ class Radlora(ConditionalMethod):
         """Routers."""
         return routers_cost(self._sizes(), self.largest_rank(), self.config.router_hidden, self.config.generator)
 
-    def left_for_ranks(self, model: nn.Module) -> Target:
+    def left_for_ranks(self) -> Target:
         """What is left for banks of the budget, or of half of what they replace if that is less; without routers."""
         rank = self.largest_rank()
         if self.config.generator == "hyper":  # not bound by the budget

@@ -157,6 +157,7 @@ def _as_explained(options: DistilOptions) -> ExplainOptions:
         label=options.label,
         validation=options.validation,
         model=options.model,
+        command="distil",
     )
 
 

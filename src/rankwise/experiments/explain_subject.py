@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExplainOptions:
-    """The options of `rankwise explain` as they were typed."""
+    """The options of `rankwise explain`, or of another `command` that looks at the same, as they were typed."""
 
     source: str
     choice: Choice = field(default_factory=Choice)
@@ -39,6 +39,7 @@ class ExplainOptions:
     label: str | None = None
     validation: str | None = None
     model: str | None = None
+    command: str = "explain"
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,10 @@ def _task(source: Source, options: ExplainOptions) -> tuple[TaskConfig, int]:
         return config, EvaluationConfig().batch_size
     if source.record is None:
         message = f"{source.folder} is no run of a run folder, so nothing says what it was trained on; name it"
-        raise ConfigError("explain", [Finding("--task", message)])
+        raise ConfigError(options.command, [Finding("--task", message)])
     if given := [name for name, value in own.items() if value is not None]:
-        raise ConfigError("explain", [Finding(name, "only goes with --task: the run has a task") for name in given])
+        findings = [Finding(name, "only goes with --task: the run has a task") for name in given]
+        raise ConfigError(options.command, findings)
     run = RunConfig.model_validate(source.record.config)
     return run.task, run.evaluation.batch_size
 
