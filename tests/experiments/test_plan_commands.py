@@ -1,11 +1,11 @@
 """`compare PLAN`, `verdict` and `plan check`, as they are typed."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from rankwise.cli import app
 from rankwise.errors import AllocationError, DivergedError, RankwiseError, TrainingError
 from rankwise.experiments import compare as comparing
-from rankwise.experiments import plan_model
+from rankwise.experiments import plan_model, store_merge
 from rankwise.experiments.engines.work import Job, do
 from rankwise.experiments.frozen import freeze
 from rankwise.experiments.judgement import completed
@@ -336,9 +336,24 @@ def test_a_trial_whose_worker_is_lost_is_not_taken_for_a_bad_rate(file, tmp_path
         compare_plan(file, profile=None, output=tmp_path / "out", store=None, command="c", how=How())
 
 
-def test_two_commands_at_once_do_every_run_once(file, tmp_path, monkeypatch, capsys):
-    begun, start = [], threading.Barrier(2)
-    invented(monkeypatch, lambda config: begun.append(config.run_id) or time.sleep(0.3))
+def listener(monkeypatch):
+    """An event: a command said that it waits."""
+    heard = threading.Event()
+
+    class Listening(io.StringIO):
+        def write(self, text):
+            made = super().write(text)
+            if "this one waits for it" in text:
+                heard.set()
+            return made
+
+    monkeypatch.setattr(sys, "stderr", Listening())
+    return heard
+
+
+def test_two_commands_at_once_do_every_run_once(file, tmp_path, monkeypatch):
+    begun, start, heard = [], threading.Barrier(2), listener(monkeypatch)
+    invented(monkeypatch, lambda config: begun.append(config.run_id) or (len(begun) == 1 and not heard.wait(60)))
     configs = [run.config for run in load_plan(file).runs[:2]]
 
     def command():
@@ -349,7 +364,7 @@ def test_two_commands_at_once_do_every_run_once(file, tmp_path, monkeypatch, cap
     with ThreadPoolExecutor(2) as pool:
         found = [future.result() for future in [pool.submit(command) for _ in range(2)]]
     assert found == [begun, begun] == [[config.run_id for config in configs]] * 2
-    assert f"another command is doing {begun[0]}; this one waits for it" in capsys.readouterr().err
+    assert f"another command is doing {begun[0]}; this one waits for it" in sys.stderr.getvalue()
     assert not locks_of(tmp_path / "store.sqlite").exists()
 
 
@@ -362,8 +377,8 @@ def test_the_last_of_several_commands_takes_the_folder_of_locks_away(file, tmp_p
     assert not locks_of(tmp_path / "store.sqlite").exists()
 
 
-def test_a_command_waits_for_the_worker_of_an_engine_and_takes_what_it_made(file, tmp_path, monkeypatch, capsys):
-    begun, working = [], threading.Event()
+def test_a_command_waits_for_the_worker_of_an_engine_and_takes_what_it_made(file, tmp_path, monkeypatch):
+    begun, working, heard = [], threading.Event(), listener(monkeypatch)
     invented(monkeypatch, lambda config: begun.append(config.run_id))
     config = load_plan(file).runs[0].config
     shard = Shard(tmp_path, config.run_id)
@@ -371,7 +386,7 @@ def test_a_command_waits_for_the_worker_of_an_engine_and_takes_what_it_made(file
     def worker():
         with shard.locked():
             working.set()
-            time.sleep(0.5)
+            assert heard.wait(60)
             with Store(shard.path) as store:
                 comparing.run(config, store, tmp_path, Silent())
 
@@ -382,14 +397,22 @@ def test_a_command_waits_for_the_worker_of_an_engine_and_takes_what_it_made(file
         made.result()
         assert begun == [config.run_id]
         assert store.completed() == {config.run_id}
-    assert f"another command is doing {config.run_id}; this one waits for it" in capsys.readouterr().err
+    assert f"another command is doing {config.run_id}; this one waits for it" in sys.stderr.getvalue()
     assert not shard.path.parent.exists()
 
 
 def test_the_worker_of_an_engine_leaves_a_run_that_a_command_did_meanwhile(file, tmp_path, monkeypatch):
-    begun, working = [], threading.Event()
+    begun, working, arrived = [], threading.Event(), threading.Event()
+
+    def wait_for(file, busy):
+        if busy is None:  # the worker, which has no message: its lock file is open, so it will see what becomes of it
+            arrived.set()
+        really(file, busy)
+
+    really = store_merge._wait_for
+    monkeypatch.setattr(store_merge, "_wait_for", wait_for)
     monkeypatch.setattr("rankwise.experiments.engines.work.limit_threads", lambda cpus: None)
-    invented(monkeypatch, lambda config: begun.append(config.run_id) or working.set() or time.sleep(0.5))
+    invented(monkeypatch, lambda config: begun.append(config.run_id) or working.set() or not arrived.wait(60))
     config = load_plan(file).runs[0].config
     job = Job(config.run_id, config.canonical(), str(tmp_path), function=unwanted)
 
