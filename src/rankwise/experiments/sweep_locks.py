@@ -1,8 +1,9 @@
 """Locks on files: they tell at once that a process on this machine has died, however it died."""
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,6 +14,8 @@ from rankwise.interrupts import check_interrupt
 _POLL_SECONDS = 0.2
 _MOST_GONE = 100
 """Times that a folder may be taken away between making it and locking it; it takes microseconds."""
+_GONE = (FileNotFoundError, FileExistsError)
+"""What that looks like: it was made for another command, which is done and has left nothing in it."""
 
 
 def locks_of(store: Path) -> Path:
@@ -30,48 +33,43 @@ def locked(folder: Path, name: str, *, busy: Callable[[], None] | None = None, t
     Raises:
         OutputError: the folder cannot be written.
     """
-    there, gone = True, 0
+    gone = 0
     lock = FileLock(folder / f"{name}.lock")
-    while True:
-        check_interrupt()
-        there = there and folder.exists()
+    with _seen(folder) as seen:
+        while True:
+            check_interrupt()
+            try:
+                lock.acquire(timeout=_POLL_SECONDS)  # makes the folder
+                break
+            except Timeout:
+                if busy is not None:
+                    busy()
+                    busy = None
+            except OSError as error:
+                gone += 1
+                if gone > _MOST_GONE or not isinstance(error, _GONE):
+                    raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=_POLL_SECONDS)
-            break
-        except Timeout:
-            if busy is not None:
-                busy()
-                busy = None
-        except OSError as error:
-            gone += 1  # a folder that was made for another command, which is done and has left nothing in it
-            if gone > _MOST_GONE or not isinstance(error, FileNotFoundError | FileExistsError):
-                raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        if tidy:
-            _tidied(folder, name, there)
-        lock.release()
+            yield
+        finally:
+            if tidy:
+                with suppress(OSError):
+                    _tidied(folder, f"{name}.lock", made=not _is(folder, seen))
+            lock.release()
 
 
 @contextmanager
 def alive(folder: Path) -> Iterator[Path]:
-    """A file of this worker's own, locked as long as it lives; `is_dead` asks about it."""
-    path = folder.resolve() / f"worker-{uuid.uuid4().hex}.lock"
-    lock = FileLock(path)
-    for _ in range(_MOST_GONE):
-        _made(folder)
-        with suppress(FileNotFoundError):  # a command that is done took its empty folder away just now
-            lock.acquire()
-            break
-    else:
-        raise OutputError(f"cannot write {folder}: it is taken away again and again")
-    try:
+    """A file of this worker's own, locked as long as it lives; `is_dead` asks about it.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    with ExitStack() as held:
+        path = folder.resolve() / f"worker-{uuid.uuid4().hex}.lock"
+        held.enter_context(locked(path.parent, path.stem))
+        held.callback(path.unlink, missing_ok=True)
         yield path
-    finally:
-        lock.release()
-        path.unlink(missing_ok=True)
 
 
 def is_dead(worker: Path) -> bool:
@@ -87,16 +85,37 @@ def is_dead(worker: Path) -> bool:
     return True
 
 
-def _tidied(folder: Path, name: str, there: bool) -> None:
-    with suppress(OSError):
-        (folder / f"{name}.lock").unlink()  # whoever waits sees that it is gone, and makes a new one
-        if not there:
-            folder.rmdir()  # unless there is something in it
-
-
-def _made(folder: Path) -> Path:
+@contextmanager
+def _seen(folder: Path) -> Iterator[int | None]:
+    """The folder as it is now, to be known again; None: there is none. While it is open, no other gets its number."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another --output") from error
-    return folder
+        seen = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield None
+        return
+    try:
+        yield seen
+    finally:
+        os.close(seen)
+
+
+def _is(folder: Path, seen: int | None) -> bool:
+    """Whether it is the folder that was `seen`, and not another one made in its place."""
+    return seen is not None and os.path.samestat(os.fstat(seen), folder.stat())
+
+
+def _tidied(folder: Path, name: str, *, made: bool) -> None:
+    """Remove a lock that is held, and its folder if that was `made` for it.
+
+    Whoever waits sees that the lock is gone, and makes a new one. Between the removal of the lock and that of the
+    folder they could do so, and the folder would stay; therefore it is moved out of their reach first.
+    """
+    if not made or any(path.name != name for path in folder.iterdir()):
+        (folder / name).unlink()
+        return
+    aside = folder.rename(folder.with_name(f".{folder.name}-{uuid.uuid4().hex}"))
+    (aside / name).unlink()
+    try:
+        aside.rmdir()
+    except OSError:  # there is something in it after all
+        aside.rename(folder)
