@@ -49,7 +49,7 @@ class Chromium:
         with contextlib.suppress(Exception):
             self.call("Browser.close", session=None)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(10)
+            self.process.wait(60)
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()

@@ -79,7 +79,7 @@ def server():
             yield f"postgresql://me:{PASSWORD}@127.0.0.1:{port}"
         finally:
             process.send_signal(signal.SIGINT)  # not waiting for clients
-            process.wait(30)
+            process.wait(60)
             log.close()
 
 

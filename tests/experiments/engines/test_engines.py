@@ -178,7 +178,7 @@ def test_stopped_command_takes_its_workers_along(engine, address, sent, tmp_path
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(sent)
-    process.communicate(timeout=100)
+    process.communicate(timeout=300)
     workers = [int(mark.read_text()) for mark in marks]
     deadline = time.monotonic() + 60
     while any(map(alive, workers)):

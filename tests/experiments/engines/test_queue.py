@@ -64,23 +64,36 @@ def test_many_workers_take_every_run_once(where):
     assert len(set(taken)) == 120
 
 
+def a_minute_later(queue):
+    with queue.transaction():
+        queue.execute("UPDATE rankwise_queue SET expires = expires - 61")
+
+
+def test_a_lease_runs_out_by_itself(where):
+    with filled(where, 1) as queue:
+        claim = queue.claim("first", 0.05)
+        time.sleep(0.1)
+        assert queue.claim("second", 60).run_id == claim.run_id
+
+
 def test_silent_worker_loses_its_run(where):
     with filled(where, 1, retries=1) as queue:
-        first = queue.claim("first", 0.3)
+        first = queue.claim("first", 60)
         assert queue.claim("second", 60) is None
-        time.sleep(0.4)
+        a_minute_later(queue)
         queue.free_lost()
         assert queue.counts()["waiting"] == 1
-        assert queue.keep(first, 0.3)  # late, but nobody has taken the run
+        assert queue.keep(first, 60)  # late, but nobody has taken the run
+        queue.free_lost()
         assert queue.counts()["running"] == 1
-        time.sleep(0.4)
-        second = queue.claim("second", 0.3)
+        a_minute_later(queue)
+        second = queue.claim("second", 60)
         assert (second.run_id, second.attempt) == (first.run_id, 2)
         assert not queue.keep(first, 60)
         assert not queue.complete(first, b"late")
         assert not queue.fail(first, "late")
         assert not queue.give_back(first)
-        time.sleep(0.4)
+        a_minute_later(queue)
         assert queue.claim("third", 60) is None  # lost twice, forgiven once
         (lost,) = queue.through("p", 9)
         assert lost.error == "its worker was lost 2 times (the last one: second)"
@@ -333,7 +346,7 @@ def test_real_workers_one_of_them_killed(where, tmp_path, model_folder, data_fil
     others = [subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     collect(where, there, wanted)
     for process in others:
-        said += "".join(process.communicate(timeout=100))
+        said += "".join(process.communicate(timeout=300))
         assert process.returncode == 0
     with Store(here / "store.sqlite") as one, Store(there / "store.sqlite") as other:
         assert other.completed() == {config.run_id for config in wanted}
