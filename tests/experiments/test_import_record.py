@@ -1,6 +1,5 @@
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -63,12 +62,11 @@ def test_says_what_is_wrong_with_a_record(tmp_path, text, message):
         read_run_configs(record(tmp_path, text))
 
 
+@pytest.mark.timeout(120)  # what starts again at every brace takes hours
 def test_a_record_made_to_be_slow_is_not(tmp_path):
-    start = time.perf_counter()
     with pytest.raises(ConfigError, match="no `run_configs`"):
         read_run_configs(record(tmp_path, "{" * 3_000_000))
     assert read_run_configs(record(tmp_path, '{"a" ' * 20_000 + json.dumps({"run_configs": ENTRIES}))) == WANTED
-    assert time.perf_counter() - start < 20  # what starts again at every brace takes hours
 
 
 def test_says_why_a_file_cannot_be_read(tmp_path):

@@ -1,7 +1,6 @@
 """Objects in other people's text: every form, garbage, and texts made to be slow."""
 
 import json
-import time
 import warnings
 
 import pytest
@@ -21,6 +20,8 @@ SIMPLE = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
+SOON = pytest.mark.timeout(120)
+"""What takes seconds, and would take minutes or hours if it read the rest of a text again and again."""
 OBJECTS = st.dictionaries(st.text(), SIMPLE, min_size=1, max_size=5)
 
 
@@ -118,22 +119,20 @@ def test_what_is_cut_is_known_to_be_cut(value, cut):
         "`" * 5 + "{",
     ],
 )
+@SOON
 def test_a_text_made_to_be_slow_is_not(piece):
     """What is read once takes a moment; what reads the rest of the text for every brace takes hours."""
     text = piece * (50_000 // len(piece))
-    start = time.perf_counter()
     found = objects(text)
     unclosed(text)
-    assert time.perf_counter() - start < 20
     assert len(found) <= MAX_OBJECTS
 
 
 @pytest.mark.parametrize(("start", "piece"), [('{"', '\\"'), ("{'", "\\'"), ('{"a": ', "'\\' "), ("{", "it's ")])
+@SOON
 def test_strings_without_an_end_are_looked_at_once(start, piece):
     text = start + piece * 100_000
-    begun = time.perf_counter()
     assert objects(text) == []
-    assert time.perf_counter() - begun < 20
 
 
 def test_what_is_read_again_is_limited(monkeypatch):
@@ -165,10 +164,9 @@ def test_a_warning_about_a_backslash_is_no_error():
 
 
 @pytest.mark.slow
+@SOON
 def test_ten_megabytes_of_braces_end_soon():
-    start = time.perf_counter()
     assert objects("{" * 10_000_000) == []
-    assert time.perf_counter() - start < 10
 
 
 def test_trees_that_would_take_much_memory_are_not_built():

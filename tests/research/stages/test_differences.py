@@ -63,7 +63,7 @@ def test_as_data_it_is_json():
     assert type(difference).model_validate_json(difference.model_dump_json()) == difference
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("vocabulary", [2, 110, 5000])
 def test_long_texts_take_no_time(vocabulary):
     """As long as a field may be, of few words or of many."""
