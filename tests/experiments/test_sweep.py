@@ -212,6 +212,7 @@ def test_two_workers_on_one_study(write, tmp_path):
 
     (study,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path}/out/study.sqlite")
     assert study.n_trials == 7
+    assert not list((tmp_path / "out").rglob("*lock*"))
 
 
 @pytest.mark.slow

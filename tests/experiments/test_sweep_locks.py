@@ -54,6 +54,7 @@ def test_a_worker_is_alive_while_it_lives_and_dead_only_if_it_left_its_lock(tmp_
     with alive(tmp_path / "locks") as me:
         assert me.is_file()
         assert not is_dead(me)
-    assert not me.exists()
+    assert not me.parent.exists()
+    me.parent.mkdir()
     me.write_text("")  # as one that was killed leaves it
     assert is_dead(me)

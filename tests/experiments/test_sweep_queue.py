@@ -150,6 +150,7 @@ def test_three_workers_run_every_trial_once(url, tmp_path):
     done = Counter(line for out, _ in said for line in out.splitlines() if line.startswith("done"))
     assert done == {f"done {t}": 1 for t in range(12)}
     assert outcome(url, 12)[0] == wanted(12)
+    assert not (tmp_path / "locks").exists()
 
 
 @pytest.mark.slow

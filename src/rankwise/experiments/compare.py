@@ -26,7 +26,7 @@ from rankwise.experiments.runner import CHECKPOINTS, assist, data_of, inputs_of,
 from rankwise.experiments.schema import ModelConfig, RunConfig, TrainingConfig, method_registry
 from rankwise.experiments.store import Store
 from rankwise.experiments.store_merge import Shard, no_worker
-from rankwise.experiments.sweep_locks import locked, locks_of
+from rankwise.experiments.sweep_locks import cleared, locked, locks_of
 from rankwise.tasks.base import TaskConfig
 
 PLAN = "comparison.json"
@@ -119,15 +119,12 @@ def _alone(config: RunConfig, store: Store, output: Path) -> Iterator[None]:
         print(f"rankwise: another command is doing {config.run_id}; this one waits for it", file=sys.stderr)
 
     folder, shard = locks_of(store.path), Shard(output, config.run_id)
-    try:
-        with (
-            locked(folder, config.run_id, busy=say, tidy=True),
-            no_worker(shard, store, lambda: inputs_of(config), say),
-        ):
-            yield
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # unless others have locks in it; the last one finds it empty
+    with (
+        cleared(folder),
+        locked(folder, config.run_id, busy=say, tidy=True),
+        no_worker(shard, store, lambda: inputs_of(config), say),
+    ):
+        yield
 
 
 def refuse_failed(failed: Mapping[str, str], of: int) -> None:

@@ -226,7 +226,7 @@ def _measured(sweep: Sweep, claim: Claim, values: Values, queue: Queue, place: P
     """The value of one choice of values: from a trial that did the same run, from the store, or from a run now."""
     config = sweep.trial(values)
     _note(claim, "run_id", config.run_id)
-    with locked(place.locks, config.run_id):
+    with locked(place.locks, config.run_id, tidy=True):
         known = _known(config.run_id, claim, queue)
         if known is not None:
             place.reporter.skip(f"trial {claim.ticket}: {in_words(values)}: the same run as trial {known[0]}")

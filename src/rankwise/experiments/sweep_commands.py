@@ -18,7 +18,7 @@ from rankwise.experiments.schema import SweepConfig
 from rankwise.experiments.store import Store
 from rankwise.experiments.sweep import Place, Sweep, plan_sweep, so_far, work
 from rankwise.experiments.sweep_folder import BEST, claim_folder, name_runs, write_trials
-from rankwise.experiments.sweep_locks import locked
+from rankwise.experiments.sweep_locks import cleared, locked
 from rankwise.experiments.sweep_results import Trial, best_of, notes, trial_json
 from rankwise.experiments.sweep_space import in_words
 from rankwise.experiments.sweep_storage import shown_url, storage_at, storage_url
@@ -77,7 +77,8 @@ def sweep(
             place = Place(url, study, opened, folder, shown)
             trials = work(planned, place)
             best = best_of(trials, planned.direction)
-            with locked(place.locks, f"report-{planned.name}"):  # the other workers come here at the same time
+            # The other workers come here at the same time.
+            with cleared(place.locks), locked(place.locks, f"report-{planned.name}", tidy=True):
                 files = write_trials(folder, planned, trials, best)
                 made = _run_best(planned, best, place, command)
     return _shown(planned, trials, best, made, folder, files)
@@ -110,7 +111,7 @@ def _run_best(planned: Sweep, best: Trial, place: Place, command: str) -> Report
         return None
     name_runs(place.output, finals, command, place.store.path)
     for config in finals:
-        with locked(place.locks, config.run_id):
+        with locked(place.locks, config.run_id, tidy=True):
             run(config, place.store, place.output, place.reporter)
     return write_report(place.store, [config.run_id for config in finals], place.output, command=command)
 

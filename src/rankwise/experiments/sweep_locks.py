@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -59,16 +59,24 @@ def locked(folder: Path, name: str, *, busy: Callable[[], None] | None = None, t
 
 
 @contextmanager
+def cleared(folder: Path) -> Iterator[None]:
+    """Afterwards a folder of nothing but locks goes, if there is none left in it."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+@contextmanager
 def alive(folder: Path) -> Iterator[Path]:
     """A file of this worker's own, locked as long as it lives; `is_dead` asks about it.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    with ExitStack() as held:
-        path = folder.resolve() / f"worker-{uuid.uuid4().hex}.lock"
-        held.enter_context(locked(path.parent, path.stem))
-        held.callback(path.unlink, missing_ok=True)
+    path = folder.resolve() / f"worker-{uuid.uuid4().hex}.lock"
+    with cleared(folder), locked(path.parent, path.stem, tidy=True):
         yield path
 
 

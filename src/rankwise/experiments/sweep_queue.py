@@ -146,7 +146,7 @@ class Queue:
         """Enter an attempt for every ticket that has none alive; workers in one folder do so in turn."""
         if not any(map(_lacking, self.attempts().values())):
             return
-        with locked(self._worker.parent, f"fill-{self._name}"):
+        with locked(self._worker.parent, f"fill-{self._name}", tidy=True):
             self._enter()
 
     def _enter(self) -> None:

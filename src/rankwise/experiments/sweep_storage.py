@@ -126,7 +126,7 @@ def one_at_a_time(storage: "RDBStorage") -> AbstractContextManager[None]:
     file = storage.engine.url.database
     if storage.engine.name != "sqlite" or not file or ":memory:" in file:
         return nullcontext()
-    return locked(Path(file).parent, Path(file).name)
+    return locked(Path(file).parent, Path(file).name, tidy=True)
 
 
 @contextmanager
