@@ -15,6 +15,7 @@ from rankwise.research.artefacts import Hypothesis, Papers
 from rankwise.research.ask_options import ModelOptions
 from rankwise.research.asking import Answer
 from rankwise.research.imported import ImportedReview
+from rankwise.research.papers import read_papers
 from rankwise.research.project import Made, Project, Settings, hypothesis_file
 from rankwise.research.records import read_record
 from rankwise.research.records_files import imported_record
@@ -343,7 +344,7 @@ def test_the_examples_import(tmp_path, number, papers, duplicates, rounds):
     assert len(made.data["configs"]) == (2 if number == "001" else 0)
 
 
-def test_what_is_too_long_to_be_read_is_said(sources, monkeypatch):
+def test_what_is_too_long_to_be_read_is_said(sources, monkeypatch, caplog):
     """The end of a paper of 5 MB was left out in silence."""
     monkeypatch.setattr(papers_files, "MAX_CHARACTERS", len(TEXT))
     (sources / "long.md").write_text(f"{TEXT}\n{'More. ' * 500}", encoding="utf-8")
@@ -351,3 +352,6 @@ def test_what_is_too_long_to_be_read_is_said(sources, monkeypatch):
     (said,) = made.data["unread"]
     assert said.startswith(f"{sources / 'long.md'}: the last 3,001 of ")
     assert said in made.text
+    assert caplog.messages == []
+    read_papers(sources / "long.md")  # as `--papers` of other commands does it
+    assert caplog.messages == [said]

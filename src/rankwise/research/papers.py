@@ -5,6 +5,7 @@ wrote, and what it says is not believed, only cited.
 """
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from rankwise.research.project import MAX_BYTES, Project, findings
 from rankwise.research.records_text import read_text
 
 __all__ = ["FILE", "READ", "entry", "files_in", "in_own_words", "merge", "project_papers", "quoted", "read_papers"]
+
+_LOG = logging.getLogger(__name__)
 
 FILE = "papers.json"
 """Name of the file in a project."""
@@ -45,7 +48,10 @@ def read_papers(path: str | Path) -> Papers:
     if path.is_dir():
         return Papers(papers=with_own_ids(one for file in files_in(path) for one in read_papers(file).papers))
     if in_own_words(path):
-        return Papers(papers=(paper_of(read_source(path)),))
+        source = read_source(path)
+        if source.unread:
+            _LOG.warning("%s: the last %s are not read", path, source.unread)
+        return Papers(papers=(paper_of(source),))
     text = read_text(path)
     own = _own(path, text)
     if own is not None:
