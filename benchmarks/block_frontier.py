@@ -6,9 +6,9 @@ One JSON line per finished point; points whose line is there are skipped, so a k
 is a task, a target share of the blocks that can be skipped, a seed and a number of steps. Uniform LoRA of the same
 budget and the same steps is a point of its own (`keep: 1`): what all others are compared with.
 
-Merged LoRA is the base architecture itself, so latency is compared with a plain model; the two take turns on the same
-inputs in one process, at batch 1 and 8, LoRA merged in both. Accuracy is that of the whole validation split, batched as
-in any evaluation. FLOPs are counted by torch (`FlopCounterMode`) on the same inputs as the latencies at batch 8.
+`--fixed 1000,1100` measures the control instead: the blocks marked 0 are taken out of the model for every input, before
+plain LoRA is trained on what is left. Deciding per input has to beat that at equal cost. `--budget` in parameters makes
+both equally large.
 """
 
 import argparse
@@ -20,9 +20,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from peft.tuners.lora import LoraModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DataCollatorWithPadding
@@ -54,6 +55,8 @@ BLOCK_ONLY = (
     "coldest",
 )
 """Settings of block mode that plain LoRA has no use for."""
+FIXED = "fixed "
+"""How `Point.patterns` begins where one pattern holds for every input."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Point:
 
 def method_config(point: Point) -> AdapterConfig:
     """Uniform LoRA, or block mode."""
-    if point.keep == 1:
+    if point.keep == 1 or fixed_pattern(point):
         return LoraConfig(budget=point.budget)
     patterns = int(point.patterns) if point.patterns.isdigit() else point.patterns
     block = BlockSettings.model_validate(
@@ -100,10 +103,33 @@ def method_config(point: Point) -> AdapterConfig:
     return RadloraConfig(budget=point.budget, depth="block", block=block)
 
 
+def fixed_pattern(point: Point) -> str:
+    """The blocks between the router's and the last ones that every input runs, one 0 or 1 each; empty: it decides."""
+    return point.patterns.removeprefix(FIXED) if point.patterns.startswith(FIXED) else ""
+
+
+def shorten(model: nn.Module, point: Point) -> None:
+    """Take out of a model what `fixed_pattern` leaves out."""
+    blocks = _blocks(model)
+    bits = "1" * (point.router_after + 1) + fixed_pattern(point) + "1" * point.keep_last
+    if len(bits) != len(blocks):
+        raise SystemExit(f"--fixed: with what always runs, {fixed_pattern(point)} is {bits}, for {len(blocks)} blocks")
+    for number in reversed([number for number, bit in enumerate(bits) if bit == "0"]):
+        del blocks[number]
+
+
+def _blocks(model: nn.Module) -> nn.ModuleList:
+    found = model.get_submodule("bert.encoder.layer")
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
 def run(point: Point, examples: int, log_every: int = 100) -> dict[str, object]:
     """Train and measure one point."""
     data = parse_task_spec(point.task).load()
     base = load_base_model("minilm", num_labels=data.num_labels, kind=data.kind, seed=point.seed)
+    if fixed_pattern(point):
+        shorten(base.model, point)
     method = method_config(point).build(base.model, total_steps=point.steps, seed=point.seed)
     train = encode(data.train, base.tokenizer, point.max_length)
     validation = encode(next(iter(data.validation.values())), base.tokenizer, point.max_length)
@@ -135,9 +161,14 @@ def run(point: Point, examples: int, log_every: int = 100) -> dict[str, object]:
         "parameters": method.parameter_count().final,
         "train_seconds": round(fitted.train_seconds, 1),
     }
+    plain = load_base_model("minilm", num_labels=data.num_labels, kind=data.kind, seed=0).model.eval()
     if isinstance(method, BlockMethod):
-        plain = load_base_model("minilm", num_labels=data.num_labels, kind=data.kind, seed=0).model.eval()
         found |= _measure(method, base.tokenizer, validation, plain, examples)
+    elif fixed_pattern(point):
+        model = cast(LoraModel, method.model.base_model).merge_and_unload().eval()
+        share = len(_blocks(model)) / len(_blocks(plain))
+        batches = _batches(base.tokenizer, validation, examples)
+        found |= {"share_of_all_blocks": share} | _costs(model, plain, batches)
     return found
 
 
@@ -146,12 +177,7 @@ def _measure(
 ) -> dict[str, object]:
     """Shares, FLOPs and latencies, with LoRA merged."""
     model = merge_static(method.model).eval()
-    collate = DataCollatorWithPadding(tokenizer)
-    shuffled = validation.shuffle(seed=0).remove_columns(["length"])
-    rows = [shuffled[i] for i in range(min(examples, len(shuffled)))]
-    batches = {
-        size: [dict(collate(rows[i : i + size])) for i in range(0, len(rows) - size + 1, size)] for size in (1, 8)
-    }
+    batches = _batches(tokenizer, validation, examples)
     kept = [_kept(method, model, batch) for batch in batches[8]]
     bits = torch.cat(kept)
     patterns = ["".join(str(int(bit)) for bit in row) for row in bits.tolist()]
@@ -162,8 +188,23 @@ def _measure(
         "share_per_block": dict(zip(method.peft.blocks or (), bits.mean(0).tolist(), strict=True)),
         "share_of_all_blocks": (float(bits.sum(1).mean()) + always) / (bits.shape[1] + always),
         "patterns": {name: patterns.count(name) for name in sorted(set(patterns), key=lambda p: -patterns.count(p))},
-        "flops_ratio": _flops(model, batches[8]) / _flops(plain, batches[8]),
     }
+    return found | _costs(model, plain, batches)
+
+
+Batches = dict[int, list[dict[str, torch.Tensor]]]
+
+
+def _batches(tokenizer: "PreTrainedTokenizerBase", validation: "Dataset", examples: int) -> Batches:
+    """The same inputs by batch size."""
+    collate = DataCollatorWithPadding(tokenizer)
+    shuffled = validation.shuffle(seed=0).remove_columns(["length"])
+    rows = [shuffled[i] for i in range(min(examples, len(shuffled)))]
+    return {size: [dict(collate(rows[i : i + size])) for i in range(0, len(rows) - size + 1, size)] for size in (1, 8)}
+
+
+def _costs(model: nn.Module, plain: nn.Module, batches: Batches) -> dict[str, object]:
+    found: dict[str, object] = {"flops_ratio": _flops(model, batches[8]) / _flops(plain, batches[8])}
     for size in (1, 8):
         found[f"latency_{size}"] = _latencies(model, plain, batches[size])
     return found
@@ -229,8 +270,10 @@ def wanted_points(options: argparse.Namespace) -> Iterator[Point]:
             max_length=options.max_length,
         )
         for seed in range(options.first_seed, options.first_seed + options.seeds):
-            for keep in (1.0, *options.targets):
+            for keep in () if options.fixed else (1.0, *options.targets):
                 yield replace(first, seed=seed, keep=keep)
+            for bits in options.fixed:
+                yield replace(first, seed=seed, keep=bits.count("1") / len(bits), patterns=f"{FIXED}{bits}")
 
 
 def known_points(path: Path) -> list[dict[str, object]]:
@@ -250,11 +293,11 @@ def _identity(point: Point) -> dict[str, object]:
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Means over seeds; the loss against LoRA is paired by seed, ± its standard error."""
     plain = {(line["point"]["task"], line["point"]["seed"]): line for line in lines if line["point"]["keep"] == 1}
-    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, float, str], list[Mapping[str, Any]]] = {}
     for line in lines:
         point = line["point"]
         if point["keep"] < 1 and (point["task"], point["seed"]) in plain:
-            groups.setdefault((point["task"], point["keep"]), []).append(line)
+            groups.setdefault((point["task"], point["keep"], point["patterns"]), []).append(line)
     head = (
         "task",
         "keep",
@@ -268,7 +311,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
         "p50, batch 8",
     )
     rows = [head, ("---",) * len(head)]
-    for (task, keep), found in sorted(groups.items()):
+    for (task, keep, patterns), found in sorted(groups.items()):
         base = [plain[task, line["point"]["seed"]]["accuracy"] for line in found]
         lost = [100 * (one - line["accuracy"]) for one, line in zip(base, found, strict=True)]
         error = f" ± {statistics.stdev(lost) / len(lost) ** 0.5:.1f}" if len(lost) > 1 else ""
@@ -280,7 +323,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
         rows.append(
             (
                 task,
-                f"{keep:g}",
+                patterns if patterns.startswith(FIXED) else f"{keep:g}",
                 str(len(found)),
                 f"{statistics.fmean(base):.3f}",
                 mean("accuracy"),
@@ -309,6 +352,7 @@ def main() -> None:
     parser.add_argument("--keep-last", type=int, default=1, help="see BlockSettings")
     parser.add_argument("--bypass-rank", type=int, default=8, help="see BlockSettings")
     parser.add_argument("--patterns", default="any", help="see BlockSettings")
+    parser.add_argument("--fixed", default="", help="patterns to train plain LoRA on instead, as 1000,1100")
     parser.add_argument("--full-depth", type=float, default=0.2, help="see BlockSettings; annealing takes 0.3 more")
     parser.add_argument("--full-rows", type=float, default=0.25, help="see BlockSettings")
     parser.add_argument("--distillation", type=float, default=1.0, help="see BlockSettings")
@@ -324,6 +368,7 @@ def main() -> None:
         print(table([json.loads(line) for line in options.output.read_text().splitlines()]))
         return
     options.targets = [float(part) for part in options.targets.split(",")]
+    options.fixed = [part for part in options.fixed.split(",") if part]
     if options.quick:
         options.steps, options.seeds, options.targets, options.examples = 60, 1, [0.5], 80
     torch.set_num_threads(options.threads)
