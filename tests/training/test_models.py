@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,3 +177,15 @@ def test_folder_without_a_tokenizer_is_refused(folder):
         path.unlink()
     with pytest.raises(ModelError, match="comes without a tokenizer"):
         load(folder)
+
+
+@NEEDS_MINILM
+def test_the_example_of_fewer_blocks_writes_a_model_that_loads(tmp_path, capsys):
+    """What it says is what the whole model says when two blocks hand on what they get."""
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "fewer_blocks.py"))["main"](tmp_path / "four")
+    assert capsys.readouterr().out.endswith("four: 4 of 6 blocks\n")
+    short, whole = load(tmp_path / "four"), load("minilm")
+    for number in (3, 4):
+        whole.model.bert.encoder.layer[number].forward = lambda hidden_states, *args, **kwargs: hidden_states
+    words = short.tokenizer(["a storm came up at dawn"], return_tensors="pt")
+    torch.testing.assert_close(short.model.eval()(**words).logits, whole.model.eval()(**words).logits)
