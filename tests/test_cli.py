@@ -261,7 +261,7 @@ def test_killed_run_goes_on_from_its_last_state(tmp_path, model_folder, data_fil
     )
     words = [*PROGRAM, "run", str(config), "--output", str(tmp_path / "out")]
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not list(tmp_path.glob("out/unfinished/*/checkpoint-4[0-9]/trainer_state.json")):
         assert time.monotonic() < deadline
         assert process.poll() is None

@@ -336,7 +336,7 @@ def test_real_workers_one_of_them_killed(where, tmp_path, model_folder, data_fil
         queue.add(folder_id(there), [(config.run_id, config.canonical()) for config in wanted], 2)
     words = [*WORKER, where, "--output", str(work), "--lease", "10"]
     first = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 400
     while not list(work.glob("unfinished/*/checkpoint-4[0-9]/trainer_state.json")):
         assert time.monotonic() < deadline
         assert first.poll() is None
