@@ -34,7 +34,7 @@ test: $(STAMP)  ## the tests (a few minutes, on two processes)
 	@$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(STAMP)  ## the tests that take long
-	@$(BIN)/python -m pytest $(PARALLEL) -m slow
+	@$(BIN)/python -m pytest $(PARALLEL) --no-loadscope-reorder -m slow  # in the order of tests/conftest.py
 
 test-scale: $(STAMP)  ## the tests of the engines, with Ray and submitit installed
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[demo,dev,scale]"
